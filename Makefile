@@ -1,0 +1,110 @@
+# Everything a newcomer or a contributor runs. `make help` lists the targets.
+#
+# The targets make their own environments and remember, by stamp files inside them, what is installed:
+#   .venv         the pinned versions, SQLAlchemy 2.1     (demo installs little, the other targets add to it)
+#   .venv-sa20    the same with SQLAlchemy 2.0            (test-sa20)
+#   .venv-stdlib  a Python whose sqlite3 loads extensions (test-stdlib-sqlite)
+
+PYTHON ?= python3
+# pytest's processes: one per logical core, four at most. WORKERS=0 runs in one process, for a debugger.
+WORKERS ?= logical
+# Further arguments for pytest, such as PYTEST_ARGS="-x -k nearest".
+PYTEST_ARGS ?=
+# The suites that run again under another SQLAlchemy or another sqlite3.
+SUITES = $(wildcard tests/unit tests/conformance)
+# The question `make demo` answers; taken as it is, since a question may contain a $.
+override Q := $(value Q)
+export Q
+
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
+SA20 = -c requirements/sqlalchemy-2.0.txt
+SA21 = -c requirements/sqlalchemy-2.1.txt
+PYTEST = -m pytest -n $(WORKERS) --maxprocesses 4
+PINS = pyproject.toml $(wildcard requirements/*.txt)
+
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-main test-sa20 test-stdlib-sqlite lint format bench docs wheel pins clean distclean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+demo: .venv/.installed-demo  ## search the standard library's documentation: make demo Q="read a csv file"
+	@.venv/bin/python examples/search_python_docs.py $${Q:+"$$Q"}
+
+test: test-main test-sa20 test-stdlib-sqlite  ## all tests: SQLAlchemy 2.1 with coverage, 2.0, stdlib sqlite3
+
+test-main: .venv/.installed-test  ## all tests on SQLAlchemy 2.1, with coverage
+	.venv/bin/python $(PYTEST) --cov --cov-report=term --cov-report=json $(PYTEST_ARGS)
+	.venv/bin/python tools/check_coverage.py coverage.json --lines 95 --branches 90
+
+test-sa20: .venv-sa20/.installed-test  ## unit and conformance tests on SQLAlchemy 2.0
+	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(PYTEST_ARGS)
+
+test-stdlib-sqlite:  ## the SQLite suite on a Python whose own sqlite3 can load extensions
+	@python="$$(tools/find_stdlib_python)"; status=$$?; \
+	if [ $$status -eq 0 ]; then \
+	  $(MAKE) --no-print-directory .venv-stdlib/.installed-test STDLIB_PYTHON="$$python" && \
+	  .venv-stdlib/bin/python $(PYTEST) $(SUITES) --backend sqlite_stdlib --backend aiosqlite $(PYTEST_ARGS); \
+	elif [ -z "$$CI" ]; then echo "test-stdlib-sqlite skipped."; \
+	else exit $$status; fi
+
+lint: .venv/.installed-lint  ## ruff, mypy --strict and the import contracts
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/.installed-lint  ## let ruff sort imports and lay out the code
+	.venv/bin/ruff check --select I --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/.installed-bench  ## the side-by-side programs of benchmarks/
+	.venv/bin/python -m benchmarks
+
+docs: .venv/.installed-docs  ## build the documentation into site/, strictly
+	.venv/bin/mkdocs build --strict --quiet
+
+wheel: .venv/.installed-release  ## build the source archive and the wheel into dist/
+	rm -rf dist
+	.venv/bin/python -m build --outdir dist .
+
+pins:  ## resolve the newest versions of everything into requirements/constraints.txt
+	PYTHON="$(PYTHON)" tools/pin_requirements
+
+clean:  ## remove what the targets made, but for the environments
+	rm -rf build dist site htmlcov coverage.json .coverage .coverage.* *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environments too
+	rm -rf .venv .venv-sa20 .venv-stdlib
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv-sa20/bin/python:
+	$(PYTHON) -m venv .venv-sa20
+
+.venv-stdlib/bin/python:
+	$(STDLIB_PYTHON) -m venv .venv-stdlib
+
+.venv/.installed-demo: EXTRAS = sqlite,examples
+.venv/.installed-test: EXTRAS = all,test
+.venv/.installed-lint: EXTRAS = all,lint
+.venv/.installed-bench: EXTRAS = bench
+.venv/.installed-docs: EXTRAS = docs
+.venv/.installed-release: EXTRAS = release
+
+# .venv/bin/python is an order-only prerequisite: it is a link to a file older or newer than the pins.
+.venv/.installed-%: $(PINS) | .venv/bin/python
+	.venv/bin/python $(PIP_INSTALL) $(SA21) -e '.[$(EXTRAS)]'
+	@touch $@
+
+.venv-sa20/.installed-test: $(PINS) | .venv-sa20/bin/python
+	.venv-sa20/bin/python $(PIP_INSTALL) $(SA20) -e '.[all,test]'
+	@touch $@
+
+.venv-stdlib/.installed-test: $(PINS) | .venv-stdlib/bin/python
+	.venv-stdlib/bin/python $(PIP_INSTALL) $(SA21) -e '.[all,test]'
+	@touch $@

@@ -1,0 +1,95 @@
+"""Preparing a PostgreSQL connection: vectors travel in binary where the driver can."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final
+
+from sqla_vector.dialects.postgresql.types import BinaryParameter
+from sqla_vector.dialects.settings import Settings
+from sqla_vector.values import Codec, codec_for
+
+__all__ = ["prepare"]
+
+_LOCATE: Final = (
+    "SELECT n.nspname, pg_catalog.pg_type_is_visible(t.oid) FROM pg_catalog.pg_type t"
+    " JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace"
+    " JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = n.oid"
+    " WHERE t.typname = 'vector'"
+)
+
+
+def prepare(dbapi_connection: Any, driver: str, settings: Settings, *, in_transaction: bool = False) -> bool:
+    """Give a connection what binary vectors need.
+
+    Args:
+        dbapi_connection: the connection, as SQLAlchemy adapts it.
+        driver: the driver's name.
+        settings: of the connection's dialect; an extension outside the search path is noted there.
+        in_transaction: whether a transaction is open that must be left as it is.
+
+    Returns:
+        Whether the connection is complete; if not, because the extension does not exist yet, it should be
+        prepared again later.
+    """
+    if driver == "psycopg":
+        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        raw.adapters.register_dumper(BinaryParameter, _psycopg_dumper())
+    schema = _locate(dbapi_connection)
+    if not in_transaction:
+        dbapi_connection.rollback()
+    if schema is None:
+        return False
+    name, visible = schema
+    if not visible:
+        settings.schema = name
+    if driver == "asyncpg":
+        _set_codecs(dbapi_connection, name)
+    return True
+
+
+def _locate(dbapi_connection: Any) -> tuple[str, bool] | None:
+    """Return the extension's schema and whether it is on the search path."""
+    cursor = dbapi_connection.cursor()
+    try:
+        cursor.execute(_LOCATE)
+        row = cursor.fetchone()
+    finally:
+        cursor.close()
+    return None if row is None else (row[0], row[1])
+
+
+@functools.cache
+def _psycopg_dumper() -> Any:
+    from psycopg.adapt import Dumper
+    from psycopg.pq import Format
+
+    class BinaryParameterDumper(Dumper):
+        """Sends the bytes as they are; the statement's cast gives them their type."""
+
+        format = Format.BINARY
+
+        def dump(self, obj: BinaryParameter) -> BinaryParameter:
+            return obj
+
+    return BinaryParameterDumper
+
+
+def _set_codecs(dbapi_connection: Any, schema: str) -> None:
+    async def set_codecs(connection: Any) -> None:
+        for kind in ("vector", "halfvec"):
+            codec = codec_for(kind, None)
+            await connection.set_type_codec(
+                kind, schema=schema, encoder=_encoder(codec), decoder=codec.from_binary, format="binary"
+            )
+
+    dbapi_connection.run_async(set_codecs)
+
+
+def _encoder(codec: Codec[Any]) -> Any:
+    def encode(value: Any) -> bytes:
+        if isinstance(value, str):  # hand-written SQL that passes pgvector's text
+            value = [float(element) for element in value.strip("[] ").split(",")]
+        return codec.to_binary(codec.coerce(value, "vector"))
+
+    return encode

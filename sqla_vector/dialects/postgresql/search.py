@@ -1,0 +1,155 @@
+"""How nearest() is compiled for PostgreSQL.
+
+The settings of a search travel inside the statement, as a one-time filter that runs ``set_config(..., true)``
+before the scan starts.  They end with the transaction, cost no round trip, work behind a connection pooler and
+without the plugin.
+
+Three forms:
+
+* *direct*: hnsw in full precision and no filter.  ``ORDER BY distance, key LIMIT k`` over the index, scanning
+  on (iterative scan) until k live, visible rows are found.
+* *candidates*: a filter, reduced precision, ivfflat, or a distance bound.  The index gives candidates, an exact
+  scan stands in when it stopped short of k, and the statement sorts the candidates by the exact distance.
+* *exact*: no index, or none wanted.
+"""
+
+from __future__ import annotations
+
+from math import ceil, sqrt
+from typing import Any, Final
+
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+
+from sqla_vector.dialects.postgresql.expression import operator_sql
+from sqla_vector.dialects.postgresql.index import effective_precision, index_expression
+from sqla_vector.dialects.scope import StatementScope
+from sqla_vector.expression import NearestCriterion
+from sqla_vector.metrics import METRICS
+from sqla_vector.schema import IndexSpec, declared_index
+
+__all__ = ["OVERSAMPLE"]
+
+OVERSAMPLE: Final = {"full": 1, "half": 2, "binary": 20}
+"""Candidates per wanted row that are fetched from an index of each precision."""
+
+_DEFAULT_EF_SEARCH: Final = 40
+_MAX_EF_SEARCH: Final = 1000
+_MAX_SCAN: Final = 2_147_483_647
+_DEFAULT_LISTS: Final = 100
+
+
+@compiles(NearestCriterion, "postgresql")
+def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: Any) -> str:
+    scope = StatementScope(element, compiler, kw)
+    distance = scope.process(element.distance)
+    metric = element.distance.metric
+    # PostgreSQL's NaN equals itself, so this excludes the undefined and, being NULL, the missing.
+    defined = f"{distance} <> 'NaN'::float8" if metric.zero_is_undefined else f"{distance} IS NOT NULL"
+    if element.bound is not None:
+        defined = f"{defined} AND {distance} <= {scope.process(element.bound)}"
+    if scope.grouped:
+        return f"({defined})"
+    column, query = element.distance.operands
+    index = None if element.exact else declared_index(column, metric)
+    if index is None:
+        return f"({_among(scope, _exact(scope, distance))} AND {defined})"
+    spec, key = index[1].spec, index[1]
+    kind: str = key.vector_type.kind
+    precision = effective_precision(spec, kind, key.dim)
+    oversample = element.oversample or OVERSAMPLE[precision]
+    gate = _settings_gate(scope, spec, oversample)
+    is_direct = (
+        precision == "full"
+        and spec.method != "ivfflat"
+        and element.bound is None
+        and not scope.filtered
+        and not element.many
+    )
+    if is_direct:
+        return f"({gate} AND {defined})"
+    if precision == "full":
+        approximate = distance
+    else:
+        left, indexed_kind = index_expression(compiler, scope.process(column), kind, key.dim, precision)
+        right, _ = index_expression(compiler, scope.process(query), kind, key.dim, precision)
+        operator = METRICS["hamming"].postgresql_operator if indexed_kind == "bit" else metric.postgresql_operator
+        approximate = f"{left} {operator_sql(compiler, operator)} {right}"
+    candidates = _candidates(scope, gate, approximate, distance, oversample)
+    if element.many:
+        # There is no LIMIT for each query outside, so exactly k keys have to come from here.
+        candidates = _exact(scope, distance, _among(scope, candidates))
+    return f"({_among(scope, candidates)} AND {defined})"
+
+
+def _keys(scope: StatementScope) -> list[str]:
+    return [scope.process(key) for key in scope.criterion.keys]
+
+
+def _among(scope: StatementScope, subquery: str) -> str:
+    """Return the criterion that the row's key is among those of a subquery."""
+    keys = _keys(scope)
+    if len(keys) == 1:
+        # An array, not IN: the planner then always looks the few keys up in the primary key's index.
+        return f"{keys[0]} = ANY(ARRAY({subquery}))"
+    return f"({', '.join(keys)}) IN ({subquery})"
+
+
+def _exact(scope: StatementScope, distance: str, *criteria: str) -> str:
+    """Return a subquery of the keys nearest by an exact scan."""
+    keys = ", ".join(_keys(scope))
+    # "+ 0" makes it an expression that no vector index matches.
+    return (
+        f"SELECT {keys} FROM {scope.from_sql()}{scope.where_sql(*criteria)} "
+        f"ORDER BY {distance} + 0, {keys} LIMIT {scope.wanted_sql}"
+    )
+
+
+def _candidates(scope: StatementScope, gate: str, approximate: str, distance: str, oversample: int) -> str:
+    """Return a subquery of the keys nearest by the index, or by an exact scan if it gave too few."""
+    keys = _keys(scope)
+    names = ", ".join(f"k{number}" for number in range(len(keys)))
+    limit = scope.wanted_sql if oversample == 1 else f"{scope.wanted_sql} * {oversample}"
+    listed = ", ".join(keys)
+    fallback = _exact(scope, distance, f"(SELECT count(*) FROM nearest_candidates) < {scope.wanted_sql}")
+    return (
+        f"WITH nearest_candidates({names}) AS MATERIALIZED ("
+        f"SELECT {listed} FROM {scope.from_sql()}{scope.where_sql(gate)} "
+        f"ORDER BY {approximate}, {listed} LIMIT {limit}) "
+        f"SELECT {names} FROM nearest_candidates UNION ALL ({fallback})"
+    )
+
+
+def _settings_gate(scope: StatementScope, spec: IndexSpec, oversample: int) -> str:
+    """Return a criterion that is always true and sets what the scan needs, for this transaction only."""
+    criterion = scope.criterion
+    settings: list[tuple[str, str]] = []
+    if spec.method == "ivfflat":
+        default = max(1, ceil(sqrt(spec.option("lists", _DEFAULT_LISTS))))
+        settings.append(("ivfflat.probes", _at_least("ivfflat.probes", criterion.probes, str(default))))
+        settings.append(("ivfflat.iterative_scan", "'relaxed_order'"))
+    else:
+        wanted = criterion.k * oversample
+        if criterion.ef_search is not None:
+            settings.append(("hnsw.ef_search", f"'{criterion.ef_search}'"))
+        elif scope.offset_sql is not None:
+            number = f"least({_MAX_EF_SEARCH}, {scope.wanted_sql} * {oversample})"
+            settings.append(("hnsw.ef_search", _at_least("hnsw.ef_search", None, number)))
+        elif wanted > _DEFAULT_EF_SEARCH:
+            number = str(min(_MAX_EF_SEARCH, wanted))
+            settings.append(("hnsw.ef_search", _at_least("hnsw.ef_search", None, number)))
+        # Strict order: the rows come by distance, which an incremental sort by key relies on.
+        settings.append(("hnsw.iterative_scan", "'strict_order'"))
+        if not scope.filtered:
+            # Row-level security may hide any share of the rows, and there is no second branch here.
+            settings.append(("hnsw.max_scan_tuples", f"'{_MAX_SCAN}'"))
+            settings.append(("hnsw.scan_mem_multiplier", "'64'"))
+    calls = ", ".join(f"pg_catalog.set_config('{name}', {value}, true)" for name, value in settings)
+    return f"(SELECT ROW({calls})) IS NOT NULL"
+
+
+def _at_least(name: str, chosen: int | None, number: str) -> str:
+    """Return a setting's value: the one chosen, else a number unless the session has a larger one."""
+    if chosen is not None:
+        return f"'{chosen}'"
+    return f"greatest(nullif(pg_catalog.current_setting('{name}', true), '')::int, {number})::text"

@@ -1,0 +1,82 @@
+"""What the shared rooms call on PostgreSQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Table
+from sqlalchemy.engine import Connection, Dialect
+from sqlalchemy.types import TypeEngine
+
+from sqla_vector.dialects.postgresql.connection import prepare
+from sqla_vector.dialects.postgresql.extension import (
+    create_extension_if_missing,
+    find_extension,
+    version_tuple,
+)
+from sqla_vector.dialects.postgresql.types import PostgreSQLVector
+from sqla_vector.dialects.settings import settings_of
+from sqla_vector.types import HalfVector, SparseVector, Vector, VectorType
+
+__all__ = ["PostgreSQLSupport"]
+
+
+class PostgreSQLSupport:
+    """Implements :class:`sqla_vector.types.DialectSupport`."""
+
+    def implementation(self, type_: VectorType[Any], dialect: Dialect) -> TypeEngine[Any]:
+        return PostgreSQLVector(type_.kind, type_.dim, type_.codec, type_.column_names, settings_of(dialect))
+
+    def before_table_create(self, table: Table, connection: Connection) -> None:
+        if create_extension_if_missing(connection) and settings_of(connection.dialect).attached:
+            # This connection was made before the extension was.
+            self._prepare(connection.dialect, connection.connection.dbapi_connection, in_transaction=True)
+
+    def choose_driver(self, driver: str, dialect_args: dict[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def attach(self, dialect: Any) -> None:
+        known = dialect.ischema_names
+        types: dict[str, type[VectorType[Any]]] = {"vector": Vector, "halfvec": HalfVector, "sparsevec": SparseVector}
+        reflected = {name: _reflecting(type_) for name, type_ in types.items()}
+        schema = settings_of(dialect).schema
+        if schema:
+            reflected |= {f"{schema}.{name}": type_ for name, type_ in reflected.items()}
+        dialect.ischema_names = {**known, **reflected}
+
+    def detach(self, dialect: Any) -> None:
+        vars(dialect).pop("ischema_names", None)
+
+    def prepare_connection(self, dialect: Dialect, dbapi_connection: Any) -> bool:
+        return self._prepare(dialect, dbapi_connection, in_transaction=False)
+
+    def _prepare(self, dialect: Dialect, dbapi_connection: Any, *, in_transaction: bool) -> bool:
+        settings = settings_of(dialect)
+        before = settings.schema
+        prepared = prepare(dbapi_connection, dialect.driver, settings, in_transaction=in_transaction)
+        if settings.schema != before:
+            self.attach(dialect)
+        return prepared
+
+    def capabilities(self, connection: Connection) -> dict[str, Any]:
+        found = find_extension(connection)
+        version = version_tuple(found[0]) if found else (0,)
+        settings = settings_of(connection.dialect)
+        return {
+            "driver": connection.dialect.driver,
+            "extension": found[0] if found else None,
+            "schema": found[1] if found else None,
+            "index_methods": ("hnsw", "ivfflat") if version >= (0, 5) else ("ivfflat",) if found else (),
+            "half": version >= (0, 7),
+            "sparse": version >= (0, 7),
+            "bit": version >= (0, 7),
+            "iterative_scan": version >= (0, 8),
+            "binary_wire": settings.attached and connection.dialect.driver in ("psycopg", "asyncpg"),
+        }
+
+
+def _reflecting(type_: type[VectorType[Any]]) -> Any:
+    def reflect(dim: str | None = None) -> VectorType[Any]:
+        return type_(int(dim) if dim else None)
+
+    return reflect

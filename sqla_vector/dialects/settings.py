@@ -1,0 +1,39 @@
+"""What is known about one dialect object: whether the plugin serves it, and where the extension is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
+
+from sqlalchemy.engine import Dialect
+
+__all__ = ["Settings", "settings_of"]
+
+
+@dataclass
+class Settings:
+    """Filled by ``attach()`` and by the first connection; read when SQL is compiled and values are sent."""
+
+    attached: bool = False
+    """Whether the engine plugin serves this dialect."""
+    schema: str | None = None
+    """PostgreSQL: the extension's schema where names must be qualified, else None."""
+    skip_missing_index: bool = False
+    """SQLite: leave out a vector index that cannot be built here, instead of refusing it."""
+    load_extension: bool = True
+    """SQLite: use sqlite-vec where it can be loaded."""
+    sqlite_vec: str | None = None
+    """SQLite: the version of the loaded sqlite-vec, or None."""
+    vec0_tables: set[str] = field(default_factory=set)
+    """SQLite: names of the vec0 tables that exist."""
+
+
+_SETTINGS: WeakKeyDictionary[Dialect, Settings] = WeakKeyDictionary()
+
+
+def settings_of(dialect: Dialect) -> Settings:
+    """Return the settings of a dialect object, default ones if nobody set any."""
+    found = _SETTINGS.get(dialect)
+    if found is None:
+        found = _SETTINGS[dialect] = Settings()
+    return found

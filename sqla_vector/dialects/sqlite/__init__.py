@@ -1,0 +1,9 @@
+"""SQLite with sqlite-vec, or with numpy functions where no extension can be loaded."""
+
+from sqla_vector.dialects.sqlite import expression, index, search
+from sqla_vector.dialects.sqlite.support import SQLiteSupport
+from sqla_vector.types import DIALECTS
+
+__all__ = ["expression", "index", "search"]
+
+DIALECTS["sqlite"] = SQLiteSupport()

@@ -1,0 +1,80 @@
+"""Preparing a SQLite connection: load sqlite-vec where that is possible, register the functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqla_vector.dialects.settings import Settings
+from sqla_vector.dialects.sqlite.functions import AGGREGATES, FUNCTIONS, STAND_INS
+
+__all__ = ["RawConnection", "prepare"]
+
+
+class RawConnection:
+    """The driver's connection, of ``sqlite3``, ``pysqlite3`` or ``aiosqlite``, behind one set of calls."""
+
+    def __init__(self, dbapi_connection: Any) -> None:
+        self._adapted = dbapi_connection
+        self._is_async = hasattr(dbapi_connection, "run_async")
+
+    def call(self, name: str, *args: Any, **kw: Any) -> Any:
+        """Call a method of the connection."""
+        if not self._is_async:
+            return getattr(self._adapted, name)(*args, **kw)
+
+        async def run(connection: Any) -> Any:
+            # aiosqlite wraps only some of sqlite3's methods; all must run in its own thread.
+            return await connection._execute(getattr(connection._conn, name), *args, **kw)
+
+        return self._adapted.run_async(run)
+
+    def has(self, name: str) -> bool:
+        """Tell whether the connection has a method."""
+        inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
+        return hasattr(inner, name)
+
+    def rows(self, sql: str) -> Iterable[Any]:
+        """Run a query and return its rows."""
+        cursor = self._adapted.cursor()
+        try:
+            cursor.execute(sql)
+            return list(cursor.fetchall())
+        finally:
+            cursor.close()
+
+
+def _load_sqlite_vec(connection: RawConnection) -> str | None:
+    """Load sqlite-vec and return its version, or None where Python's SQLite or the package lacks."""
+    try:
+        import sqlite_vec
+    except ImportError:
+        return None
+    if not connection.has("enable_load_extension"):
+        return None
+    connection.call("enable_load_extension", True)
+    try:
+        connection.call("load_extension", sqlite_vec.loadable_path())
+    finally:
+        connection.call("enable_load_extension", False)
+    (row,) = connection.rows("SELECT vec_version()")
+    return str(row[0])
+
+
+def prepare(dbapi_connection: Any, settings: Settings) -> RawConnection:
+    """Give a new connection all that the compiled SQL calls."""
+    connection = RawConnection(dbapi_connection)
+    settings.sqlite_vec = _load_sqlite_vec(connection) if settings.load_extension else None
+    functions = FUNCTIONS if settings.sqlite_vec else FUNCTIONS | STAND_INS
+    for name, (arguments, function) in functions.items():
+        connection.call("create_function", name, arguments, _none_for_none(function), deterministic=True)
+    for name, (arguments, aggregate) in AGGREGATES.items():
+        connection.call("create_aggregate", name, arguments, aggregate)
+    return connection
+
+
+def _none_for_none(function: Any) -> Any:
+    def call(*arguments: Any) -> Any:
+        return None if None in arguments else function(*arguments)
+
+    return call

@@ -1,0 +1,262 @@
+"""What an attached engine's SQLite dialect does differently, set on that one dialect object."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import text
+from sqlalchemy.engine import Connection
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.schema import CreateIndex, DropIndex, DropTable
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import Label, UnaryExpression
+
+from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.sqlite.index import Vec0Statements, creatable, vec0_index, vec0_indexes
+from sqla_vector.expression import Distance
+from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
+
+__all__ = ["adapt", "refresh_vec0_tables", "restore"]
+
+_NOTHING: Final = "SELECT 1 WHERE 0"
+_SAVEPOINT: Final = "sqla_vector_ddl"
+
+_REFLECTED: Final = {"VECTOR": Vector, "HALFVEC": HalfVector, "SPARSEVEC": SparseVector, "BIT": BitVector}
+
+_SHADOWS: Final = re.compile(
+    r"_(info|chunks|rowids|auxiliary|vector_chunks\d+|metadatachunks\d+|metadatatext\d+|keys|replaced)\Z"
+)
+
+
+class VectorSQLCompiler:
+    """Mixin for the statement compiler: NULL distances sort last, as on PostgreSQL."""
+
+    def order_by_clause(self, select: Any, **kw: Any) -> str:
+        return super().order_by_clause(_NullsLast(select), **kw)  # type: ignore[misc,no-any-return]
+
+    def visit_over(self, over: Any, **kw: Any) -> str:
+        if over.order_by is not None and any(_needs_nulls_last(clause, None) for clause in over.order_by):
+            over = over._clone()
+            over.order_by = over.order_by._clone()
+            over.order_by.clauses = [_with_nulls_placed(clause, None) for clause in over.order_by.clauses]
+        return super().visit_over(over, **kw)  # type: ignore[misc,no-any-return]
+
+
+class _NullsLast:
+    """A select as its ORDER BY is rendered."""
+
+    def __init__(self, select: Any) -> None:
+        self._order_by_clauses = tuple(_with_nulls_placed(c, select) for c in select._order_by_clauses)
+
+
+def _with_nulls_placed(clause: Any, select: Any) -> Any:
+    if not _needs_nulls_last(clause, select):
+        return clause
+    is_descending = isinstance(clause, UnaryExpression) and clause.modifier is operators.desc_op
+    return clause.nulls_first() if is_descending else clause.nulls_last()
+
+
+def _needs_nulls_last(clause: Any, select: Any) -> bool:
+    """Tell whether an ORDER BY item is a distance, without a placement of NULL chosen by the user."""
+    while True:
+        if isinstance(clause, UnaryExpression):
+            if clause.modifier in (operators.nulls_first_op, operators.nulls_last_op):
+                return False
+            clause = clause.element
+        elif isinstance(clause, Label) or clause.__visit_name__ == "label_reference":
+            clause = clause.element
+        elif clause.__visit_name__ == "textual_label_reference" and select is not None:
+            named = {c.name: c for c in select._raw_columns if isinstance(c, Label)}
+            if clause.element not in named:
+                return False
+            clause = named[clause.element]
+        else:
+            return isinstance(clause, Distance)
+
+
+class VectorDDLCompiler:
+    """Mixin for the DDL compiler: a vector index is several statements.
+
+    The compiled string holds all of them, so that a printed script is whole; an execution takes them from
+    ``vector_script`` one by one.
+    """
+
+    vector_script: list[str] | None = None
+    vec0_created: str | None = None
+    vec0_dropped: tuple[str, ...] = ()
+
+    def _script(self: Any, statements: list[str]) -> str:
+        self.vector_script = statements
+        return ";\n".join(statements)
+
+    def visit_create_index(self: Any, create: CreateIndex, *args: Any, **kw: Any) -> str:
+        index = vec0_index(create.element)
+        if index is None:
+            return super().visit_create_index(create, *args, **kw)  # type: ignore[misc,no-any-return]
+        if not creatable(index, settings_of(self.dialect)):
+            return _NOTHING
+        self.vec0_created = index.name
+        statements = Vec0Statements(index, self.preparer).create()
+        if create.if_not_exists and index.name in settings_of(self.dialect).vec0_tables:
+            return _NOTHING
+        return self._script(statements)  # type: ignore[no-any-return]
+
+    def visit_drop_index(self: Any, drop: DropIndex, **kw: Any) -> str:
+        index = vec0_index(drop.element)
+        if index is None:
+            return super().visit_drop_index(drop, **kw)  # type: ignore[misc,no-any-return]
+        self.vec0_dropped = (index.name,)
+        return self._script(Vec0Statements(index, self.preparer).drop())  # type: ignore[no-any-return]
+
+    def visit_drop_table(self: Any, drop: DropTable, **kw: Any) -> str:
+        statement: str = super().visit_drop_table(drop, **kw)  # type: ignore[misc]
+        # SQLite drops a table's triggers with it, but vec0 tables are tables of their own.
+        known = settings_of(self.dialect).vec0_tables
+        indexes = [index for index in vec0_indexes(drop.element) if index.name in known]
+        if not indexes:
+            return statement
+        self.vec0_dropped = tuple(index.name for index in indexes)
+        dropped = [s for index in indexes for s in Vec0Statements(index, self.preparer).drop()]
+        return self._script([*dropped, statement])  # type: ignore[no-any-return]
+
+
+class VectorExecutionContext:
+    """Mixin for the execution context: runs a script of DDL in a savepoint, all or nothing."""
+
+    @classmethod
+    def _init_ddl(cls: Any, dialect: Any, connection: Any, dbapi_connection: Any, options: Any, compiled: Any) -> Any:
+        context = super()._init_ddl(dialect, connection, dbapi_connection, options, compiled)  # type: ignore[misc]
+        if compiled.vector_script:
+            context.statement = compiled.vector_script[-1]
+            context.unicode_statement = compiled.vector_script[-1]
+        return context
+
+    def pre_exec(self: Any) -> None:
+        super().pre_exec()  # type: ignore[misc]
+        if self.isddl and self.compiled is not None and self.compiled.vector_script:
+            self.cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
+            try:
+                for statement in self.compiled.vector_script[:-1]:
+                    self.root_connection._log_info(statement)
+                    self.cursor.execute(statement)
+            except BaseException:
+                self.cursor.execute(f"ROLLBACK TO {_SAVEPOINT}")
+                self.cursor.execute(f"RELEASE {_SAVEPOINT}")
+                raise
+
+    def post_exec(self: Any) -> None:
+        super().post_exec()  # type: ignore[misc]
+        if self.isddl and self.compiled is not None and self.compiled.vector_script:
+            self.cursor.execute(f"RELEASE {_SAVEPOINT}")
+            known = settings_of(self.dialect).vec0_tables
+            if self.compiled.vec0_created:
+                known.add(self.compiled.vec0_created)
+            known.difference_update(self.compiled.vec0_dropped)
+            self.root_connection.engine.clear_compiled_cache()
+
+
+def _get_table_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
+    """Leave out vec0 tables and their shadow tables."""
+    names: list[str] = type(dialect).get_table_names(dialect, connection, schema, **kw)
+    vec0 = _find_vec0_tables(connection, schema)
+    return [name for name in names if name not in vec0 and _SHADOWS.sub("", name) not in vec0]
+
+
+def _has_index(
+    dialect: Any,
+    connection: Connection,
+    table_name: str,
+    index_name: str,
+    schema: str | None = None,
+    **kw: Any,
+) -> bool:
+    """Take a vec0 table for an index."""
+    if index_name in _find_vec0_tables(connection, schema):
+        return True
+    return bool(type(dialect).has_index(dialect, connection, table_name, index_name, schema, **kw))
+
+
+def _get_indexes(dialect: Any, connection: Connection, table_name: str, schema: str | None = None, **kw: Any) -> Any:
+    """Add the vec0 tables that are kept by triggers of the table."""
+    found = type(dialect).get_indexes(dialect, connection, table_name, schema, **kw)
+    return [*found, *_reflect_vec0(connection, table_name, schema)]
+
+
+def _master(connection: Connection, schema: str | None) -> str:
+    if not schema:
+        return "sqlite_master"
+    return f"{connection.dialect.identifier_preparer.quote_schema(schema)}.sqlite_master"
+
+
+def _find_vec0_tables(connection: Connection, schema: str | None = None) -> dict[str, str]:
+    """Return name and SQL of the vec0 tables."""
+    rows = connection.exec_driver_sql(
+        f"SELECT name, sql FROM {_master(connection, schema)} "
+        "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'"
+    )
+    return {row.name: row.sql for row in rows}
+
+
+_VEC0_COLUMN: Final = re.compile(r"vec0\((\w+) (float|int8|bit)\[\d+\](?: distance_metric=(\w+))?")
+
+
+def _reflect_vec0(connection: Connection, table_name: str, schema: str | None) -> list[dict[str, Any]]:
+    """Return the vec0 tables that triggers of a table keep, as an inspector returns indexes."""
+    vec0 = _find_vec0_tables(connection, schema)
+    kept = connection.execute(
+        text(f"SELECT name FROM {_master(connection, schema)} WHERE type = 'trigger' AND tbl_name = :table"),
+        {"table": table_name},
+    ).scalars()
+    triggers = set(kept)
+    found = []
+    for name, sql in vec0.items():
+        declared = _VEC0_COLUMN.search(sql)
+        if f"{name}_insert" in triggers and declared is not None:
+            column, element, metric = declared.groups()
+            found.append(
+                {
+                    "name": name,
+                    "column_names": [column],
+                    "unique": 0,
+                    "dialect_options": {},
+                    "vector": {"method": "vec0", "element": element, "metric": metric or "hamming"},
+                }
+            )
+    return found
+
+
+def refresh_vec0_tables(dialect: Dialect, execute: Any) -> None:
+    """Learn which vec0 tables exist; ``execute`` runs SQL on a raw connection and returns its rows."""
+    settings_of(dialect).vec0_tables = {
+        row[0] for row in execute("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'")
+    }
+
+
+def _mixed(mixin: type[Any], inner: Any) -> type[Any]:
+    return type(inner.__name__, (mixin, inner), {})
+
+
+def adapt(dialect: Any) -> None:
+    """Set what an attached dialect does differently, on this one object."""
+    dialect.statement_compiler = _mixed(VectorSQLCompiler, dialect.statement_compiler)
+    dialect.ddl_compiler = _mixed(VectorDDLCompiler, dialect.ddl_compiler)
+    dialect.execution_ctx_cls = _mixed(VectorExecutionContext, dialect.execution_ctx_cls)
+    dialect.ischema_names = {**dialect.ischema_names, **_REFLECTED}
+    for name, function in _REFLECTION.items():
+        setattr(dialect, name, partial(function, dialect))
+
+
+def restore(dialect: Any) -> None:
+    """Undo :func:`adapt`: what the dialect's class defines shows again."""
+    for name in ("statement_compiler", "ddl_compiler", "execution_ctx_cls", "ischema_names", *_REFLECTION):
+        vars(dialect).pop(name, None)
+
+
+_REFLECTION: Final[dict[str, Callable[..., Any]]] = {
+    "get_table_names": _get_table_names,
+    "has_index": _has_index,
+    "get_indexes": _get_indexes,
+}

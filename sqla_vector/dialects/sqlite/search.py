@@ -1,0 +1,181 @@
+"""How nearest() is compiled for SQLite.
+
+With a vec0 table: a subquery asks vec0 for the k nearest (``MATCH ... AND k = ...``, which vec0 needs instead of
+LIMIT), with the statement's WHERE inside, either as constraints on vec0 metadata or as ``rowid IN (...)``; the
+statement then sorts these few rows by the exact distance.  vec0 breaks ties arbitrarily, so one row more is asked
+for, and only if it ties with the last a second scan fetches all rows up to that distance.
+
+Without: an exact scan.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ColumnElement
+
+from sqla_vector.dialects.scope import StatementScope
+from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.sqlite.index import Metadata, Vec0Index, vec0_index
+from sqla_vector.expression import NearestCriterion
+from sqla_vector.schema import declared_index, indexed_column
+
+__all__ = ["MAX_K", "OVERSAMPLE"]
+
+MAX_K: Final = 4_096
+"""The most rows that one vec0 query returns."""
+
+_TIES: Final = 32
+"""Rows fetched beyond k for each of several queries, so that ties can be broken among them."""
+
+OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 20}
+"""Candidates per wanted row that are fetched from a vec0 table of each precision."""
+
+_COMPARISONS: Final = {
+    operators.eq: "=",
+    operators.ne: "!=",
+    operators.lt: "<",
+    operators.le: "<=",
+    operators.gt: ">",
+    operators.ge: ">=",
+}
+
+
+@compiles(NearestCriterion, "sqlite")
+def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: Any) -> str:
+    scope = StatementScope(element, compiler, kw)
+    distance = scope.process(element.distance)
+    defined = f"{distance} IS NOT NULL"
+    if element.bound is not None:
+        defined = f"{defined} AND {distance} <= {scope.process(element.bound)}"
+    if scope.grouped:
+        return f"({defined})"
+    index = None if element.exact else serving_index(element, compiler)
+    oversample = 1 if index is None else element.oversample or OVERSAMPLE[index.precision]
+    if index is None or element.k * oversample >= MAX_K:
+        return f"({_among(scope, _exact(scope, distance))} AND {defined})"
+    return f"({_among(scope, _from_vec0(scope, index, distance, oversample))} AND {defined})"
+
+
+def serving_index(element: NearestCriterion, compiler: SQLCompiler) -> Vec0Index | None:
+    """Return the vec0 table that exists for the criterion's column and metric, or None."""
+    column = element.distance.operands[0]
+    declared = declared_index(column, element.distance.metric)
+    if declared is None or str(declared[0].name) not in settings_of(compiler.dialect).vec0_tables:
+        return None
+    return vec0_index(declared[0])
+
+
+def _among(scope: StatementScope, subquery: str) -> str:
+    keys = [scope.process(key) for key in scope.criterion.keys]
+    subject = keys[0] if len(keys) == 1 else f"({', '.join(keys)})"
+    return f"{subject} IN ({subquery})"
+
+
+def _exact(scope: StatementScope, distance: str, *criteria: str) -> str:
+    keys = [scope.process(key) for key in scope.criterion.keys]
+    names = ", ".join(f"k{number}" for number in range(len(keys)))
+    columns = ", ".join(f"{key} AS k{number}" for number, key in enumerate(keys))
+    # In a nested SELECT, because SQLite's ORDER BY does not see the columns of an outer statement.
+    return (
+        f"SELECT {names} FROM (SELECT {columns}, {distance} AS d FROM {scope.from_sql()}{scope.where_sql(*criteria)}) "
+        f"ORDER BY d NULLS LAST, {names} LIMIT {scope.wanted_sql}"
+    )
+
+
+def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversample: int) -> str:
+    preparer = scope.compiler.preparer
+    schema = preparer.schema_for_object(index.table)
+    prefix = f"{preparer.quote_schema(schema)}." if schema else ""
+    vector = preparer.quote(index.vector_name)
+    query = index.quantized(scope.process(scope.criterion.distance.operands[1]))
+    match = f"FROM {prefix}{preparer.quote(index.name)} WHERE {vector} MATCH {query} AND k = "
+    ctes, constraint = _constraint(scope, index, prefix)
+    if scope.criterion.many:
+        count = min(MAX_K, scope.criterion.k * oversample + _TIES)
+        return _reranked(
+            scope, distance, _with(ctes, _by_key(index, prefix, f"SELECT rowid {match}{count}{constraint}"))
+        )
+    wanted = scope.wanted_sql
+    # The number of rows is not known here when there is an OFFSET; past vec0's limit the exact branch serves.
+    count_sql = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
+    limited = count_sql if scope.offset_sql is None else f"min({count_sql}, {MAX_K})"
+    ctes.append(f"nearest_top AS MATERIALIZED (SELECT rowid AS number, distance AS d {match}{limited}{constraint})")
+    rows = "SELECT number FROM nearest_top"
+    if index.precision == "full":
+        tied = (
+            f"(SELECT CASE WHEN count(*) > {wanted} AND "
+            f"sum(d = (SELECT max(d) FROM nearest_top)) > 1 THEN {MAX_K} ELSE 0 END FROM nearest_top)"
+        )
+        rows += f" UNION ALL SELECT rowid {match}{tied} AND distance <= (SELECT max(d) FROM nearest_top){constraint}"
+    rows = _by_key(index, prefix, rows)
+    if scope.offset_sql is not None:
+        rows += f" UNION ALL SELECT * FROM ({_exact(scope, distance, f'{count_sql} > {MAX_K}')})"
+    return _with(ctes, rows)
+
+
+def _with(ctes: list[str], rows: str) -> str:
+    return f"WITH {', '.join(ctes)} {rows}" if ctes else rows
+
+
+def _by_key(index: Vec0Index, prefix: str, numbers: str) -> str:
+    """Return the keys that belong to vec0 rowids."""
+    if not index.has_text_key:
+        return numbers
+    # An index name is a plain identifier (check_identifier), so this is one too.
+    return f"SELECT key FROM {prefix}{index.keys_name} WHERE number IN ({numbers})"
+
+
+def _reranked(scope: StatementScope, distance: str, candidates: str) -> str:
+    """Return the k nearest of some keys by exact distance."""
+    (key,) = (scope.process(key) for key in scope.criterion.keys)
+    return _exact(scope, distance, f"{key} IN ({candidates})")
+
+
+def _constraint(scope: StatementScope, index: Vec0Index, prefix: str) -> tuple[list[str], str]:
+    """Return the CTEs and the criterion that keep vec0 to the rows that the statement's WHERE allows."""
+    if not scope.filtered:
+        return [], ""
+    inside = _as_metadata(scope, index)
+    if inside is not None:
+        return [], "".join(f" AND {criterion}" for criterion in inside)
+    (key,) = (scope.process(key) for key in scope.criterion.keys)
+    allowed = f"SELECT {key} FROM {scope.from_sql()}{scope.where_sql()}"
+    if index.has_text_key:
+        allowed = f"SELECT number FROM {prefix}{index.keys_name} WHERE key IN ({allowed})"
+    return (
+        [f"nearest_allowed(number) AS MATERIALIZED ({allowed})"],
+        " AND rowid IN (SELECT number FROM nearest_allowed)",
+    )
+
+
+def _as_metadata(scope: StatementScope, index: Vec0Index) -> list[str] | None:
+    """Return the whole WHERE as constraints on vec0 metadata, or None if some of it is not such."""
+    if not scope.single_table:
+        return None
+    by_column = {item.column.name: item for item in index.metadata}
+    found = [_metadata_constraint(scope, by_column, criterion) for criterion in scope.criteria]
+    return None if None in found else [constraint for constraint in found if constraint is not None]
+
+
+def _metadata_constraint(
+    scope: StatementScope, by_column: dict[str, Metadata], criterion: ColumnElement[bool]
+) -> str | None:
+    if not isinstance(criterion, BinaryExpression) or not isinstance(criterion.right, BindParameter):
+        return None
+    if not isinstance(criterion.left, ColumnElement) or indexed_column(criterion.left) is None:
+        return None
+    item = by_column.get(getattr(criterion.left, "key", None) or "")
+    operator = _COMPARISONS.get(criterion.operator)
+    if item is None or operator is None or getattr(item.column.type, "collation", None):
+        return None
+    if item.nullable and (operator != "=" or item.vec0_type == "boolean"):
+        return None  # a stand-in for NULL must not satisfy the comparison
+    if item.partition and operator == "!=":
+        return None
+    if item.vec0_type == "boolean" and operator not in ("=", "!="):
+        return None
+    return f"{scope.compiler.preparer.quote(item.name)} {operator} {scope.process(criterion.right)}"

@@ -1,0 +1,73 @@
+"""The error tree.
+
+Every error of the package derives from :class:`VectorError`.  SQLAlchemy does not wrap these errors in
+``StatementError``: a refused value surfaces as itself, whether it is refused when a statement is built or when
+its parameters are prepared.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DontWrapMixin
+
+__all__ = [
+    "BulkLoadError",
+    "DimensionMismatch",
+    "ExtensionMissing",
+    "IndexNotUsable",
+    "InvalidIdentifier",
+    "InvalidOption",
+    "InvalidStatement",
+    "InvalidVector",
+    "NonFiniteVector",
+    "PluginMissing",
+    "UnsupportedMetric",
+    "VectorError",
+]
+
+
+class VectorError(DontWrapMixin, Exception):
+    """Base of every error raised by sqla_vector."""
+
+
+class InvalidVector(VectorError, ValueError):
+    """A value that is not a vector: wrong rank, wrong element type, overflow, text."""
+
+
+class DimensionMismatch(InvalidVector):
+    """A vector whose number of elements differs from the column's dimension."""
+
+
+class NonFiniteVector(InvalidVector):
+    """A vector with NaN or infinity, or with an element that overflows the column's element type."""
+
+
+class InvalidOption(VectorError, ValueError):
+    """An option out of its range: a dimension, ``k``, ``ef_search``, ``m``, ``lists``, an unknown name."""
+
+
+class InvalidIdentifier(InvalidOption):
+    """A name that cannot be used as an SQL identifier."""
+
+
+class InvalidStatement(VectorError, ValueError):
+    """A statement that :func:`sqla_vector.nearest` cannot extend, for example one that has a LIMIT already."""
+
+
+class UnsupportedMetric(VectorError, ValueError):
+    """A metric that the column type, the index method or the database does not have."""
+
+
+class IndexNotUsable(VectorError):
+    """A vector index that cannot be built here: its table, its key or this database does not allow it."""
+
+
+class PluginMissing(VectorError):
+    """SQLite without the engine plugin; the message names the line to add."""
+
+
+class ExtensionMissing(VectorError):
+    """A database extension, or a Python package, that is needed and is not there."""
+
+
+class BulkLoadError(VectorError, ValueError):
+    """A row that :func:`sqla_vector.bulk.load` cannot load: unknown, missing or surplus columns."""

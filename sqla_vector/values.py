@@ -1,0 +1,493 @@
+"""Values: what is accepted as a vector, and how it is written and read on the wire.  Knows no SQLAlchemy.
+
+Four codecs, one for each column kind, with the same six methods.  A codec checks a value once
+(:meth:`Codec.coerce`) and from then on works on a canonical numpy array:
+
+======== ============================ ================================================ =====================
+kind     canonical value              PostgreSQL binary (pgvector's send/recv)         SQLite blob
+======== ============================ ================================================ =====================
+vector   float32 (n,)                 uint16 n, uint16 0, n big-endian float32         n float32
+halfvec  float16 (n,)                 uint16 n, uint16 0, n big-endian float16         n float32
+sparse   :class:`SparseArray`         int32 n, nnz, 0, nnz int32, nnz float32, all BE  same, little-endian
+bit      bool (n,)                    int32 n, bits from the high end of each byte     bits, low end first
+======== ============================ ================================================ =====================
+
+The formats of the second column are those of ``vector_recv``, ``halfvec_recv``, ``sparsevec_recv`` (pgvector's
+sources) and ``bit_recv`` (PostgreSQL's ``varbit.c``).  SQLite keeps half vectors as float32 so that sqlite-vec's
+functions apply, and bits with the low end first as ``vec_quantize_binary`` writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqla_vector.exc import DimensionMismatch, InvalidOption, InvalidVector, NonFiniteVector
+
+__all__ = [
+    "MAX_DIMENSIONS",
+    "BitCodec",
+    "Codec",
+    "HalfCodec",
+    "SparseArray",
+    "SparseCodec",
+    "VectorCodec",
+    "check_dimension",
+    "codec_for",
+]
+
+V = TypeVar("V")
+
+_F4: Final = np.dtype("=f4")
+_F4_LE: Final = np.dtype("<f4")
+_F4_BE: Final = np.dtype(">f4")
+_F2_BE: Final = np.dtype(">f2")
+_I4_LE: Final = np.dtype("<i4")
+_I4_BE: Final = np.dtype(">i4")
+
+MAX_DIMENSIONS: Final[Mapping[str, int]] = {
+    "vector": 16_000,
+    "halfvec": 16_000,
+    "sparsevec": 1_000_000_000,
+    "bit": 64_000,
+}
+"""The largest dimension of each kind (pgvector manual; ``bit`` is the largest that pgvector can index)."""
+
+
+def check_dimension(dim: object, kind: str, type_name: str) -> int | None:
+    """Return ``dim`` if it is None or a whole number that a column of this kind can have.
+
+    Raises:
+        InvalidOption: anything else.
+    """
+    if dim is None:
+        return None
+    limit = MAX_DIMENSIONS[kind]
+    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or not 1 <= dim <= limit:
+        raise InvalidOption(f"{type_name}({dim!r}): the dimension must be a whole number from 1 to {limit:,}")
+    return int(dim)
+
+
+class SparseArray:
+    """A sparse vector: its dimension and its non-zero elements.
+
+    Args:
+        dim: number of dimensions.
+        elements: a mapping ``{index: value}`` with indices counted from 0, or a pair ``(indices, values)`` of
+            equally long sequences.  Zero elements are dropped, indices are sorted.
+
+    Raises:
+        InvalidVector: an index outside ``0 <= index < dim``, repeated, or a value that is not a finite float32.
+
+    >>> SparseArray(5, {1: 2.0, 3: 0.5})
+    SparseArray(5, {1: 2.0, 3: 0.5})
+    """
+
+    __slots__ = ("dim", "indices", "values")
+
+    dim: int
+    indices: NDArray[np.int32]
+    values: NDArray[np.float32]
+
+    def __init__(self, dim: int, elements: Mapping[int, float] | tuple[Sequence[int] | NDArray[Any], Any]) -> None:
+        checked = check_dimension(dim, "sparsevec", "SparseArray")
+        if checked is None:
+            raise InvalidOption("SparseArray needs its dimension")
+        if isinstance(elements, Mapping):
+            raw_indices, raw_values = list(elements.keys()), list(elements.values())
+        else:
+            raw_indices, raw_values = elements[0], elements[1]  # type: ignore[assignment]
+        indices = np.asarray(raw_indices if len(raw_indices) else np.empty(0, np.int32))
+        if indices.ndim != 1 or indices.dtype.kind not in "iu":
+            raise InvalidVector("SparseArray: indices must be whole numbers")
+        values = _as_float_array(raw_values if len(raw_values) else np.empty(0, _F4), _F4, "SparseArray")
+        if indices.shape != values.shape:
+            raise InvalidVector(f"SparseArray: {len(indices)} indices but {len(values)} values")
+        if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= checked):
+            raise InvalidVector(f"SparseArray: an index is outside 0..{checked - 1}")
+        kept = values != 0
+        order = np.argsort(indices[kept], kind="stable")
+        self.dim = checked
+        self.indices = indices[kept][order].astype(np.int32)
+        self.values = values[kept][order]
+        if (np.diff(self.indices) == 0).any():
+            raise InvalidVector("SparseArray: an index is repeated")
+        self.indices.setflags(write=False)
+        self.values.setflags(write=False)
+
+    @classmethod
+    def from_dense(cls, values: Any) -> SparseArray:
+        """Make a sparse vector of the non-zero elements of a dense one of shape (n,)."""
+        dense = _as_float_array(values, _F4, "SparseArray")
+        (indices,) = np.nonzero(dense)
+        return cls(len(dense), (indices, dense[indices]))
+
+    def to_dense(self) -> NDArray[np.float32]:
+        """Return the vector as float32 of shape (dim,)."""
+        dense = np.zeros(self.dim, _F4)
+        dense[self.indices] = self.values
+        return dense
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SparseArray):
+            return NotImplemented
+        return (
+            self.dim == other.dim
+            and np.array_equal(self.indices, other.indices)
+            and np.array_equal(self.values, other.values)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.dim, self.indices.tobytes(), self.values.tobytes()))
+
+    def __repr__(self) -> str:
+        elements = dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
+        return f"SparseArray({self.dim}, {elements})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (SparseArray, (self.dim, (self.indices, self.values)))
+
+
+def _reject_elements(value: Iterable[object], column: str) -> None:
+    """Raise for an element that numpy would silently convert, or convert into an object array."""
+    for position, element in enumerate(value):
+        if isinstance(element, (bool, np.bool_)):
+            raise InvalidVector(f"{column}: element {position} is a bool, expected a number")
+        if isinstance(element, (str, bytes)):
+            raise InvalidVector(f"{column}: element {position} is text, expected a number")
+        if isinstance(element, (complex, np.complexfloating)):
+            raise InvalidVector(f"{column}: element {position} is complex, expected a real number")
+        if element is None:
+            raise InvalidVector(f"{column}: element {position} is None, expected a number")
+        if isinstance(element, (list, tuple, np.ndarray)) and np.ndim(element):
+            raise InvalidVector(f"{column}: expected a flat sequence of numbers, element {position} is nested")
+
+
+_PLAIN_NUMBERS: Final = frozenset({float, int})
+
+
+def _as_array(value: Any, column: str) -> NDArray[Any]:
+    """Return any accepted input as a one-dimensional numeric array, without copying where possible."""
+    result: NDArray[Any]
+    if isinstance(value, (list, tuple)):
+        if not _PLAIN_NUMBERS.issuperset(map(type, value)):
+            _reject_elements(value, column)
+        try:
+            result = np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidVector(f"{column}: expected a flat sequence of numbers ({error})") from None
+    elif isinstance(value, (str, bytes, bytearray)):
+        raise InvalidVector(
+            f"{column}: expected a sequence of numbers, got {type(value).__name__}; "
+            "parse text and decode bytes before (numpy.frombuffer)"
+        )
+    elif isinstance(value, SparseArray):
+        result = value.to_dense()
+    elif isinstance(value, np.ma.MaskedArray):
+        raise InvalidVector(f"{column}: a masked array has elements without a value; fill it first")
+    else:
+        if not isinstance(value, (np.ndarray, np.generic, array, memoryview)):
+            if hasattr(value, "to_numpy"):  # pgvector's value objects, pandas
+                value = value.to_numpy()
+            elif not hasattr(value, "__array__"):
+                raise InvalidVector(f"{column}: expected a sequence of numbers, got {type(value).__name__}")
+        result = np.asarray(value)
+    if result.ndim != 1:
+        raise InvalidVector(f"{column}: expected one dimension, got an array of shape {result.shape}")
+    return result
+
+
+def _as_float_array(value: Any, dtype: np.dtype[Any], column: str) -> NDArray[Any]:
+    """Return ``value`` as a finite, contiguous array of ``dtype`` in the machine's byte order."""
+    given = _as_array(value, column)
+    if given.dtype.kind not in "fiu":
+        raise InvalidVector(f"{column}: expected numbers, got an array of {given.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = np.ascontiguousarray(given, dtype=dtype)
+    if not np.isfinite(result).all():
+        raise _non_finite(given, result, column)
+    return result
+
+
+def _non_finite(given: NDArray[Any], result: NDArray[Any], column: str) -> NonFiniteVector:
+    position = int(np.flatnonzero(~np.isfinite(result))[0])
+    element = given[position]
+    if np.isfinite(element):
+        return NonFiniteVector(f"{column}: element {position} is {element}, which overflows {result.dtype}")
+    return NonFiniteVector(f"{column}: element {position} is {element}, expected a finite number")
+
+
+def _frozen(result: NDArray[Any]) -> NDArray[Any]:
+    result.setflags(write=False)
+    return result
+
+
+class Codec(ABC, Generic[V]):
+    """Checks, writes and reads the values of one column kind and dimension."""
+
+    kind: ClassVar[str]
+
+    def __init__(self, dim: int | None) -> None:
+        self.dim = dim
+
+    @abstractmethod
+    def coerce(self, value: Any, column: str) -> V:
+        """Return the canonical value, or raise :class:`InvalidVector` naming ``column``."""
+
+    @abstractmethod
+    def to_binary(self, value: V) -> bytes:
+        """Return PostgreSQL's binary format of a canonical value."""
+
+    @abstractmethod
+    def from_binary(self, data: Any) -> V:
+        """Read PostgreSQL's binary format; the result is read-only."""
+
+    @abstractmethod
+    def to_text(self, value: V) -> str:
+        """Return PostgreSQL's text format, exact to the last bit."""
+
+    @abstractmethod
+    def to_blob(self, value: V) -> bytes:
+        """Return the SQLite blob of a canonical value."""
+
+    @abstractmethod
+    def from_blob(self, data: Any) -> V:
+        """Read a SQLite blob; the result is read-only."""
+
+    def equal(self, left: Any, right: Any) -> bool:
+        """Tell whether two values hold the same vector; a value that is no vector equals nothing."""
+        if left is right:
+            return True
+        if left is None or right is None:
+            return False
+        try:
+            return bool(np.array_equal(self.coerce(left, ""), self.coerce(right, "")))  # type: ignore[arg-type]
+        except InvalidVector:
+            return False
+
+    def check_length(self, length: int, column: str) -> None:
+        """Raise :class:`DimensionMismatch` unless a vector of ``length`` elements fits the column."""
+        if length == 0:
+            raise DimensionMismatch(f"{column}: a vector needs at least one element, got none")
+        if self.dim is not None and length != self.dim:
+            raise DimensionMismatch(f"{column}: expected {self.dim} dimensions, got {length}")
+
+
+class VectorCodec(Codec[NDArray[np.float32]]):
+    """float32 vectors."""
+
+    kind = "vector"
+
+    def __init__(self, dim: int | None) -> None:
+        super().__init__(dim)
+        self._shape = (dim,)
+        self._header = struct.pack(">HH", dim, 0) if dim is not None else None
+        self._format = _text_format(dim) if dim is not None else None
+
+    def coerce(self, value: Any, column: str) -> NDArray[np.float32]:
+        # The usual case first: it needs no conversion, only the two checks.
+        if (
+            type(value) is np.ndarray
+            and value.dtype is _F4
+            and value.shape == self._shape
+            and value.flags.c_contiguous
+            and np.isfinite(value).all()
+        ):
+            return value
+        result = _as_float_array(value, _F4, column)
+        self.check_length(len(result), column)
+        return result
+
+    def to_binary(self, value: NDArray[np.float32]) -> bytes:
+        header = self._header or struct.pack(">HH", len(value), 0)
+        return header + value.astype(_F4_BE).tobytes()
+
+    def from_binary(self, data: Any) -> NDArray[np.float32]:
+        return _frozen(np.frombuffer(data, _F4_BE, -1, 4).astype(_F4))
+
+    def to_text(self, value: NDArray[np.float32]) -> str:
+        return (self._format or _text_format(len(value))) % tuple(value.tolist())
+
+    def from_text(self, text: str) -> NDArray[np.float32]:
+        """Read pgvector's (and sqlite-vec's JSON) text format."""
+        return _frozen(np.asarray(json.loads(text), _F4))
+
+    def to_blob(self, value: NDArray[np.float32]) -> bytes:
+        return value.astype(_F4_LE, copy=False).tobytes()
+
+    def from_blob(self, data: Any) -> NDArray[np.float32]:
+        if isinstance(data, str):
+            return self.from_text(data)
+        return np.frombuffer(data, _F4_LE)
+
+
+def _text_format(dim: int) -> str:
+    # Nine significant digits are exact for float32 (IEEE 754-2019, section 5.12.2).
+    return "[" + ",".join(["%.9g"] * dim) + "]"
+
+
+class HalfCodec(Codec[NDArray[np.float16]]):
+    """float16 vectors."""
+
+    kind = "halfvec"
+
+    def coerce(self, value: Any, column: str) -> NDArray[np.float16]:
+        result = _as_float_array(value, np.dtype(np.float16), column)
+        self.check_length(len(result), column)
+        return result
+
+    def to_binary(self, value: NDArray[np.float16]) -> bytes:
+        return struct.pack(">HH", len(value), 0) + value.astype(_F2_BE).tobytes()
+
+    def from_binary(self, data: Any) -> NDArray[np.float16]:
+        return _frozen(np.frombuffer(data, _F2_BE, -1, 4).astype(np.float16))
+
+    def to_text(self, value: NDArray[np.float16]) -> str:
+        return _text_format(len(value)) % tuple(value.tolist())
+
+    def to_blob(self, value: NDArray[np.float16]) -> bytes:
+        return value.astype(_F4_LE).tobytes()
+
+    def from_blob(self, data: Any) -> NDArray[np.float16]:
+        if isinstance(data, str):
+            return _frozen(np.asarray(json.loads(data), np.float16))
+        return _frozen(np.frombuffer(data, _F4_LE).astype(np.float16))
+
+
+class SparseCodec(Codec[SparseArray]):
+    """Sparse float32 vectors."""
+
+    kind = "sparsevec"
+
+    def coerce(self, value: Any, column: str) -> SparseArray:
+        if isinstance(value, SparseArray):
+            result = value
+        elif callable(getattr(value, "indices", None)) and callable(getattr(value, "dimensions", None)):
+            result = SparseArray(value.dimensions(), (value.indices(), value.values()))  # pgvector's
+        else:
+            if hasattr(value, "toarray"):  # scipy.sparse, of shape (n,) or (1, n)
+                value = np.squeeze(value.toarray())
+            dense = _as_float_array(value, _F4, column)
+            self.check_length(len(dense), column)
+            result = SparseArray.from_dense(dense)
+        self.check_length(result.dim, column)
+        return result
+
+    def equal(self, left: Any, right: Any) -> bool:
+        if left is None or right is None:
+            return left is right
+        try:
+            return self.coerce(left, "") == self.coerce(right, "")
+        except InvalidVector:
+            return False
+
+    def to_binary(self, value: SparseArray) -> bytes:
+        return (
+            struct.pack(">iii", value.dim, len(value.indices), 0)
+            + value.indices.astype(_I4_BE).tobytes()
+            + value.values.astype(_F4_BE).tobytes()
+        )
+
+    def from_binary(self, data: Any) -> SparseArray:
+        dim, nnz, _ = struct.unpack_from(">iii", data)
+        indices = np.frombuffer(data, _I4_BE, nnz, 12)
+        return SparseArray(dim, (indices, np.frombuffer(data, _F4_BE, nnz, 12 + 4 * nnz)))
+
+    def to_text(self, value: SparseArray) -> str:
+        elements = zip(value.indices.tolist(), value.values.tolist(), strict=True)
+        return "{" + ",".join(f"{i + 1}:{v:.9g}" for i, v in elements) + f"}}/{value.dim}"
+
+    def to_blob(self, value: SparseArray) -> bytes:
+        return (
+            struct.pack("<iii", value.dim, len(value.indices), 0)
+            + value.indices.astype(_I4_LE).tobytes()
+            + value.values.astype(_F4_LE).tobytes()
+        )
+
+    def from_blob(self, data: Any) -> SparseArray:
+        dim, nnz, _ = struct.unpack_from("<iii", data)
+        indices = np.frombuffer(data, _I4_LE, nnz, 12)
+        return SparseArray(dim, (indices, np.frombuffer(data, _F4_LE, nnz, 12 + 4 * nnz)))
+
+
+class BitCodec(Codec[NDArray[np.bool_]]):
+    """Bit vectors: booleans, or the numbers 0 and 1."""
+
+    kind = "bit"
+
+    def coerce(self, value: Any, column: str) -> NDArray[np.bool_]:
+        if isinstance(value, (list, tuple)) and all(isinstance(v, (bool, np.bool_)) for v in value):
+            given: NDArray[Any] = np.asarray(value, dtype=np.bool_)
+        else:
+            given = _as_array(value, column)
+        if given.dtype.kind != "b":
+            if given.dtype.kind not in "fiu" or not ((given == 0) | (given == 1)).all():
+                raise InvalidVector(f"{column}: expected booleans, or the numbers 0 and 1")
+            given = given.astype(np.bool_)
+        self.check_length(len(given), column)
+        return np.ascontiguousarray(given)
+
+    def to_binary(self, value: NDArray[np.bool_]) -> bytes:
+        return struct.pack(">i", len(value)) + np.packbits(value).tobytes()
+
+    def from_binary(self, data: Any) -> NDArray[np.bool_]:
+        (dim,) = struct.unpack_from(">i", data)
+        return _frozen(np.unpackbits(np.frombuffer(data, np.uint8, -1, 4), count=dim).view(np.bool_))
+
+    def to_text(self, value: NDArray[np.bool_]) -> str:
+        return (value.astype(np.uint8) + ord("0")).tobytes().decode("ascii")
+
+    def to_blob(self, value: NDArray[np.bool_]) -> bytes:
+        return np.packbits(value, bitorder="little").tobytes()
+
+    def from_blob(self, data: Any) -> NDArray[np.bool_]:
+        packed = np.frombuffer(data, np.uint8)
+        return _frozen(np.unpackbits(packed, count=self.dim, bitorder="little").view(np.bool_))
+
+
+_CODECS: Final[dict[str, type[Codec[Any]]]] = {
+    codec.kind: codec for codec in (VectorCodec, HalfCodec, SparseCodec, BitCodec)
+}
+
+
+def codec_for(kind: str, dim: int | None) -> Codec[Any]:
+    """Return a codec for a column kind (``vector``, ``halfvec``, ``sparsevec``, ``bit``) and dimension."""
+    return _CODECS[kind](dim)
+
+
+def as_matrix(values: Any, dim: int | None, column: str) -> NDArray[np.float32]:
+    """Return many vectors as one finite, contiguous float32 matrix of shape (n, dim).
+
+    Args:
+        values: an (n, dim) array, or a sequence of n vectors.
+        dim: the column's dimension.
+        column: the column's name, for messages.
+
+    Raises:
+        InvalidVector: as for a single vector; the message gives the row.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiu":
+        matrix = values
+    else:
+        codec = VectorCodec(dim)
+        rows = [codec.coerce(row, f"{column}, row {number}") for number, row in enumerate(values)]
+        matrix = np.stack(rows) if rows else np.empty((0, dim or 0), _F4)
+    if matrix.ndim != 2:
+        raise InvalidVector(f"{column}: expected an array of shape (n, {dim}), got shape {matrix.shape}")
+    if dim is not None and matrix.shape[1] != dim:
+        raise DimensionMismatch(f"{column}: expected {dim} dimensions, got {matrix.shape[1]}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = np.ascontiguousarray(matrix, dtype=_F4)
+    # One pass over the whole matrix; only a failure looks for the row.
+    if not math.isfinite(float(np.abs(result).max(initial=0.0))):
+        row = int(np.flatnonzero(~np.isfinite(result).all(axis=1))[0])
+        raise _non_finite(matrix[row], result[row], f"{column}, row {row}")
+    return result

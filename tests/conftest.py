@@ -1,0 +1,111 @@
+"""Fixtures of the whole suite: the backends, and their choice on the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+from tests.support import postgresql
+from tests.support.backends import NAMES, AnyEngine, Backend, Kind, kinds, open_backend
+
+# A slow machine is no failure. In CI every run draws the same examples: a red build is about the change.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--backend``."""
+    parser.addoption(
+        "--backend",
+        action="append",
+        choices=NAMES,
+        default=[],
+        metavar="NAME",
+        help="run the tests that need a backend on this one only; may be given several times: " + ", ".join(NAMES),
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the suite's markers."""
+    config.addinivalue_line(
+        "markers",
+        "backends(*names, family=None, is_async=None, plugin=None): run a test that takes `backend` only on "
+        "the backends named, or only on those with these properties",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that takes ``backend`` once on every backend that its marker admits."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    # Those not asked for are deselected later: a test without parameters would count as skipped.
+    candidates = kinds(list(NAMES))
+    for marker in metafunc.definition.iter_markers("backends"):
+        candidates = [kind for kind in candidates if _admits(kind, *marker.args, **marker.kwargs)]
+    if not candidates:
+        raise pytest.UsageError(f"{metafunc.definition.nodeid}: its `backends` marker admits no backend")
+    metafunc.parametrize("backend", candidates, indirect=True, ids=[kind.name for kind in candidates])
+
+
+def _admits(kind: Kind, *names: str, **properties: Any) -> bool:
+    """Whether the marker ``backends(*names, **properties)`` admits ``kind``."""
+    unknown = {*names}.difference(NAMES) | {*properties}.difference({"family", "is_async", "plugin"})
+    if unknown:
+        raise pytest.UsageError(f"unknown in a `backends` marker: {', '.join(sorted(unknown))}")
+    return (not names or kind.name in names) and all(
+        getattr(kind, key) == value for key, value in properties.items() if value is not None
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the backends that ``--backend`` does not name."""
+    chosen = {kind.name for kind in kinds(config.getoption("--backend"))}
+    deselected = [item for item in items if _kind_of(item) not in {None, *chosen}]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in set(deselected)]
+
+
+def _kind_of(item: pytest.Item) -> str | None:
+    """Return the name of the backend on which a test runs, None when it needs none."""
+    callspec = getattr(item, "callspec", None)
+    kind = callspec.params.get("backend") if callspec else None
+    return kind.name if isinstance(kind, Kind) else None
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[postgresql.PostgreSQLServer]:
+    """A PostgreSQL server with pgvector, for this process; its ``database()`` makes an empty database."""
+    if reason := postgresql.why_unavailable():
+        _unavailable(reason)
+    with postgresql.running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    """Each backend in turn, with an empty database of its own."""
+    kind: Kind = request.param
+    if reason := kind.why_unavailable():
+        _unavailable(reason)
+    with open_backend(kind, tmp_path, lambda: request.getfixturevalue("postgresql_server")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def engine(backend: Backend) -> AnyEngine:
+    """An Engine or AsyncEngine on the backend's empty database, where ``vector`` is not created yet."""
+    return backend.make_engine()
+
+
+def _unavailable(reason: str) -> None:
+    """Skip, but fail in CI, where everything is there by intention."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{reason} (CI is set, so this is not skipped)", pytrace=False)
+    pytest.skip(reason)
