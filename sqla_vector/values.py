@@ -262,6 +262,21 @@ class Codec(ABC, Generic[V]):
     def from_blob(self, data: Any) -> V:
         """Read a SQLite blob; the result is read-only."""
 
+    def matrix_from_binary(self, values: Sequence[Any]) -> NDArray[Any]:
+        """Read many values of PostgreSQL's binary format; NULL (None) becomes :meth:`missing`."""
+        return self._stacked([self.missing() if v is None else self.from_binary(v) for v in values])
+
+    def matrix_from_blobs(self, values: Sequence[Any]) -> NDArray[Any]:
+        """Read many SQLite blobs; NULL (None) becomes :meth:`missing`."""
+        return self._stacked([self.missing() if v is None else self.from_blob(v) for v in values])
+
+    @abstractmethod
+    def missing(self) -> Any:
+        """Return what stands for NULL in a matrix: NaN throughout, or None among objects."""
+
+    def _stacked(self, rows: list[Any]) -> NDArray[Any]:
+        return np.stack(rows)
+
     def equal(self, left: Any, right: Any) -> bool:
         """Tell whether two values hold the same vector; a value that is no vector equals nothing."""
         if left is right:
@@ -313,12 +328,27 @@ class VectorCodec(Codec[NDArray[np.float32]]):
     def from_binary(self, data: Any) -> NDArray[np.float32]:
         return _frozen(np.frombuffer(data, _F4_BE, -1, 4).astype(_F4))
 
+    def missing(self) -> NDArray[np.float32]:
+        return np.full(self.dim or 0, np.nan, _F4)
+
+    def matrix_from_binary(self, values: Sequence[Any]) -> NDArray[Any]:
+        if self.dim is None or any(value is None for value in values):
+            return super().matrix_from_binary(values)
+        # Each value is a header as wide as one element, then the elements.
+        joined = np.frombuffer(b"".join(values), _F4_BE).reshape(len(values), self.dim + 1)
+        return joined[:, 1:].astype(_F4)
+
+    def matrix_from_blobs(self, values: Sequence[Any]) -> NDArray[Any]:
+        if self.dim is None or not all(type(value) is bytes for value in values):
+            return super().matrix_from_blobs(values)
+        return np.frombuffer(b"".join(values), _F4_LE).reshape(len(values), self.dim).astype(_F4)
+
     def to_text(self, value: NDArray[np.float32]) -> str:
         return (self._format or _text_format(len(value))) % tuple(value.tolist())
 
     def from_text(self, text: str) -> NDArray[np.float32]:
         """Read pgvector's (and sqlite-vec's JSON) text format."""
-        return _frozen(np.asarray(json.loads(text), _F4))
+        return _frozen(np.asarray(_parse_text(text), _F4))
 
     def to_blob(self, value: NDArray[np.float32]) -> bytes:
         return value.astype(_F4_LE, copy=False).tobytes()
@@ -332,6 +362,11 @@ class VectorCodec(Codec[NDArray[np.float32]]):
 def _text_format(dim: int) -> str:
     # Nine significant digits are exact for float32 (IEEE 754-2019, section 5.12.2).
     return "[" + ",".join(["%.9g"] * dim) + "]"
+
+
+def _parse_text(text: str) -> Any:
+    # "-0" as an int would lose its sign.
+    return json.loads(text, parse_int=float)
 
 
 class HalfCodec(Codec[NDArray[np.float16]]):
@@ -350,6 +385,9 @@ class HalfCodec(Codec[NDArray[np.float16]]):
     def from_binary(self, data: Any) -> NDArray[np.float16]:
         return _frozen(np.frombuffer(data, _F2_BE, -1, 4).astype(np.float16))
 
+    def missing(self) -> NDArray[np.float16]:
+        return np.full(self.dim or 0, np.nan, np.float16)
+
     def to_text(self, value: NDArray[np.float16]) -> str:
         return _text_format(len(value)) % tuple(value.tolist())
 
@@ -358,8 +396,29 @@ class HalfCodec(Codec[NDArray[np.float16]]):
 
     def from_blob(self, data: Any) -> NDArray[np.float16]:
         if isinstance(data, str):
-            return _frozen(np.asarray(json.loads(data), np.float16))
+            return _frozen(np.asarray(_parse_text(data), np.float16))
         return _frozen(np.frombuffer(data, _F4_LE).astype(np.float16))
+
+
+def _named(column: str, dim: int, elements: Any) -> SparseArray:
+    """Make a sparse vector of somebody else's; a refusal names the column it was meant for."""
+    try:
+        return SparseArray(dim, elements)
+    except InvalidVector as error:
+        raise type(error)(f"{column}: {error}") from None
+
+
+def _from_scipy(value: Any, column: str) -> SparseArray:
+    """Read a scipy.sparse array of shape (n,), (1, n) or (n, 1), of which only the elements are in memory."""
+    shape = value.shape
+    if len(shape) != 1 and (len(shape) != 2 or 1 not in shape):
+        raise InvalidVector(f"{column}: expected one dimension, got a sparse array of shape {shape}")
+    found = value.tocoo(copy=True)
+    found.sum_duplicates()
+    axis = int(np.argmax(shape))
+    # Two-dimensional ones have row and col in every release, one-dimensional ones coords alone.
+    indices = found.coords[0] if len(shape) == 1 else (found.row, found.col)[axis]
+    return _named(column, int(shape[axis]), (indices, found.data))
 
 
 class SparseCodec(Codec[SparseArray]):
@@ -371,10 +430,10 @@ class SparseCodec(Codec[SparseArray]):
         if isinstance(value, SparseArray):
             result = value
         elif callable(getattr(value, "indices", None)) and callable(getattr(value, "dimensions", None)):
-            result = SparseArray(value.dimensions(), (value.indices(), value.values()))  # pgvector's
+            result = _named(column, value.dimensions(), (value.indices(), value.values()))  # pgvector's
+        elif hasattr(value, "tocoo"):
+            result = _from_scipy(value, column)
         else:
-            if hasattr(value, "toarray"):  # scipy.sparse, of shape (n,) or (1, n)
-                value = np.squeeze(value.toarray())
             dense = _as_float_array(value, _F4, column)
             self.check_length(len(dense), column)
             result = SparseArray.from_dense(dense)
@@ -400,6 +459,14 @@ class SparseCodec(Codec[SparseArray]):
         dim, nnz, _ = struct.unpack_from(">iii", data)
         indices = np.frombuffer(data, _I4_BE, nnz, 12)
         return SparseArray(dim, (indices, np.frombuffer(data, _F4_BE, nnz, 12 + 4 * nnz)))
+
+    def missing(self) -> None:
+        return None
+
+    def _stacked(self, rows: list[Any]) -> NDArray[Any]:
+        stacked = np.empty(len(rows), dtype=object)
+        stacked[:] = rows
+        return stacked
 
     def to_text(self, value: SparseArray) -> str:
         elements = zip(value.indices.tolist(), value.values.tolist(), strict=True)
@@ -441,6 +508,9 @@ class BitCodec(Codec[NDArray[np.bool_]]):
     def from_binary(self, data: Any) -> NDArray[np.bool_]:
         (dim,) = struct.unpack_from(">i", data)
         return _frozen(np.unpackbits(np.frombuffer(data, np.uint8, -1, 4), count=dim).view(np.bool_))
+
+    def missing(self) -> NDArray[np.bool_]:
+        raise InvalidVector("a matrix of bits has nothing to stand for NULL; add .where(column.is_not(None))")
 
     def to_text(self, value: NDArray[np.bool_]) -> str:
         return (value.astype(np.uint8) + ord("0")).tobytes().decode("ascii")
