@@ -6,15 +6,17 @@ dialect module registers in :data:`DIALECTS`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import event
+from sqlalchemy import LargeBinary, Select, event, type_coerce
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.schema import Column, Table
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
+from sqlalchemy.util import generic_repr
 
 from sqla_vector import expression
 from sqla_vector.metrics import Kind
@@ -45,6 +47,26 @@ class DialectSupport(Protocol):
 
     def prepare_connection(self, dialect: Dialect, dbapi_connection: Any) -> bool:
         """Prepare a new connection; return False if it has to be tried again later."""
+
+    def begin(self, connection: Connection) -> None:
+        """Make sure that a transaction is open in the database, so that a savepoint is inside it."""
+
+    def insert_batches(
+        self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]
+    ) -> None:
+        """Insert batches, each a number of rows and the values of every named column, the fastest way there is."""
+
+    def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
+        """Return what makes a matrix of the values of a column of :class:`EncodedVector`."""
+
+    def explain(self, connection: Connection, stmt: Select[Any]) -> tuple[set[str], str]:
+        """Plan a statement; return the names of the vector indexes in the plan, and the plan as text."""
+
+    def served_by(self, key: Any) -> tuple[str, str]:
+        """Return the method and the precision of a declared index as built on this database."""
+
+    def why_unused(self, connection: Connection, name: str, key: Any, criterion: Any) -> str:
+        """Return why an index that could serve a statement is not in its plan."""
 
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         """Return the fields of :class:`sqla_vector.engine.Capabilities`."""
@@ -163,6 +185,10 @@ class VectorType(TypeDecorator[V]):
         """Return the type of this vector's :func:`sqla_vector.binary_quantize`."""
         return BitVector(self.dim)
 
+    def __repr__(self) -> str:
+        # TypeDecorator's shows the arguments of the implementation. This is what Alembic writes into a migration.
+        return generic_repr(self)
+
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         support = DIALECTS.get(dialect.name)
         return support.implementation(self, dialect) if support else self.impl_instance
@@ -197,6 +223,25 @@ def _before_table_create(table: Table, connection: Connection, **kw: Any) -> Non
     support = DIALECTS.get(connection.dialect.name)
     if support is not None:
         support.before_table_create(table, connection)
+
+
+class EncodedVector(TypeDecorator[bytes]):
+    """A vector column whose values are read as the bytes that the driver returns, to be decoded many at once."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def __init__(self, vector_type: VectorType[Any]) -> None:
+        super().__init__()
+        self.vector_type = vector_type
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return DIALECTS[dialect.name].implementation(self.vector_type, dialect)
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        # The type of what is selected decides how it is processed: plain bytes.
+        expression = super().column_expression(column)
+        return type_coerce(column if expression is None else expression, LargeBinary())
 
 
 class Vector(VectorType[NDArray[np.float32]]):
