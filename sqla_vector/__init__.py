@@ -1,6 +1,6 @@
 """Vectors in SQLAlchemy: one model and one ``select()`` on PostgreSQL (pgvector) and SQLite (sqlite-vec)."""
 
-from sqla_vector import dialects  # registers how our own elements compile
+from sqla_vector import bulk, dialects  # registers how our own elements compile
 from sqla_vector.engine import Capabilities, VectorPlugin, acapabilities, attach, capabilities, detach
 from sqla_vector.exc import (
     BulkLoadError,
@@ -36,6 +36,7 @@ from sqla_vector.expression import (
 )
 from sqla_vector.schema import vector_index
 from sqla_vector.search import Hit, asearch, nearest, nearest_each, nearest_to, search
+from sqla_vector.tuning import SearchPlan, aexplain_nearest, explain_nearest
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
 from sqla_vector.values import SparseArray
 
@@ -56,6 +57,7 @@ __all__ = [
     "InvalidVector",
     "NonFiniteVector",
     "PluginMissing",
+    "SearchPlan",
     "SparseArray",
     "SparseVector",
     "UnsupportedMetric",
@@ -63,15 +65,18 @@ __all__ = [
     "VectorError",
     "VectorPlugin",
     "acapabilities",
+    "aexplain_nearest",
     "asearch",
     "attach",
     "avg",
     "binary_quantize",
+    "bulk",
     "capabilities",
     "cosine_distance",
     "detach",
     "dialects",
     "distance",
+    "explain_nearest",
     "hamming_distance",
     "inner_product",
     "jaccard_distance",

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from sqlalchemy import Column, Index, Table, event, func, select
+from sqlalchemy.engine import Connection
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.selectable import Alias
+from sqlalchemy.sql.selectable import Alias, FromClause
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from sqla_vector.exc import IndexNotUsable, InvalidIdentifier, InvalidOption
@@ -269,8 +270,13 @@ def _has_enough_rows(ddl: Any, target: Any, bind: Any, *args: Any, **kw: Any) ->
     # Without a connection (an SQL script, a mock engine) the index is written out.
     if bind is None or not hasattr(bind, "scalar"):
         return True
-    counted = select(1).select_from(target.table).limit(AUTO_INDEX_ROWS).subquery()
-    return bool(bind.scalar(select(func.count()).select_from(counted)) >= AUTO_INDEX_ROWS)
+    return not is_small(bind, target.table)
+
+
+def is_small(connection: Connection, table: FromClause) -> bool:
+    """Tell whether a table has so few rows that an exact scan is as fast as an index."""
+    counted = select(1).select_from(table).limit(AUTO_INDEX_ROWS).subquery()
+    return bool((connection.scalar(select(func.count()).select_from(counted)) or 0) < AUTO_INDEX_ROWS)
 
 
 def index_key(index: Index) -> VectorIndexKey | None:

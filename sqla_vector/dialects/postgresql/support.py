@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Table
+from numpy.typing import NDArray
+from sqlalchemy import Select, Table, insert
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
 from sqla_vector.dialects.postgresql.connection import prepare
+from sqla_vector.dialects.postgresql.copy import copy_encoder, send
+from sqla_vector.dialects.postgresql.explain import explain, served_by, why_unused
 from sqla_vector.dialects.postgresql.extension import (
     create_extension_if_missing,
     find_extension,
@@ -16,7 +20,10 @@ from sqla_vector.dialects.postgresql.extension import (
 )
 from sqla_vector.dialects.postgresql.types import PostgreSQLVector
 from sqla_vector.dialects.settings import settings_of
+from sqla_vector.expression import NearestCriterion
+from sqla_vector.schema import VectorIndexKey
 from sqla_vector.types import HalfVector, SparseVector, Vector, VectorType
+from sqla_vector.values import Codec
 
 __all__ = ["PostgreSQLSupport"]
 
@@ -57,6 +64,34 @@ class PostgreSQLSupport:
         if settings.schema != before:
             self.attach(dialect)
         return prepared
+
+    def begin(self, connection: Connection) -> None:
+        """Every driver's connection is in a transaction already."""
+
+    def insert_batches(
+        self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]
+    ) -> None:
+        encoder = copy_encoder(connection, table, names)
+        if encoder is not None:
+            send(connection, table, names, encoder.blocks(batches))
+            return
+        for _, columns in batches:
+            rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+            connection.execute(insert(table), rows)
+
+    def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
+        return codec.matrix_from_binary
+
+    def explain(self, connection: Connection, stmt: Select[Any]) -> tuple[set[str], str]:
+        return explain(connection, stmt)
+
+    def served_by(self, key: VectorIndexKey) -> tuple[str, str]:
+        return served_by(key)
+
+    def why_unused(
+        self, connection: Connection, name: str, key: VectorIndexKey, criterion: NearestCriterion | None
+    ) -> str:
+        return why_unused(connection, name, key, criterion)
 
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         found = find_extension(connection)

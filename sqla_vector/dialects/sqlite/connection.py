@@ -34,6 +34,12 @@ class RawConnection:
         inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
         return hasattr(inner, name)
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+        inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
+        return bool(inner.in_transaction)
+
     def rows(self, sql: str) -> Iterable[Any]:
         """Run a query and return its rows."""
         cursor = self._adapted.cursor()

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Table
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Column, Select, Table
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import prepare
+from sqla_vector.dialects.sqlite.connection import RawConnection, prepare
 from sqla_vector.dialects.sqlite.dialect import adapt, refresh_vec0_tables, restore
+from sqla_vector.dialects.sqlite.explain import explain, served_by, why_unused
 from sqla_vector.dialects.sqlite.types import SQLiteVector
+from sqla_vector.expression import NearestCriterion
+from sqla_vector.schema import VectorIndexKey
 from sqla_vector.types import VectorType
+from sqla_vector.values import Codec, as_matrix
 
 __all__ = ["SQLiteSupport"]
 
@@ -54,6 +61,40 @@ class SQLiteSupport:
         refresh_vec0_tables(dialect, connection.rows)
         return True
 
+    def begin(self, connection: Connection) -> None:
+        # sqlite3 opens a transaction only before INSERT; a savepoint opened first would commit when released.
+        raw = RawConnection(connection.connection.dbapi_connection)
+        if not raw.in_transaction:
+            connection.exec_driver_sql("BEGIN")
+
+    def insert_batches(
+        self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]
+    ) -> None:
+        dialect = connection.dialect
+        preparer = dialect.identifier_preparer
+        columns = [table.c[name] for name in names]
+        listed = ", ".join(preparer.quote(column.name) for column in columns)
+        marks = ", ".join("?" * len(columns))
+        statement = f"INSERT INTO {preparer.format_table(table)} ({listed}) VALUES ({marks})"
+        encoders = [_encoder(column, dialect) for column in columns]
+        for _, values in batches:
+            encoded = [encode(column) for encode, column in zip(encoders, values, strict=True)]
+            connection.exec_driver_sql(statement, list(zip(*encoded, strict=True)))
+
+    def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
+        return codec.matrix_from_blobs
+
+    def explain(self, connection: Connection, stmt: Select[Any]) -> tuple[set[str], str]:
+        return explain(connection, stmt)
+
+    def served_by(self, key: VectorIndexKey) -> tuple[str, str]:
+        return served_by(key)
+
+    def why_unused(
+        self, connection: Connection, name: str, key: VectorIndexKey, criterion: NearestCriterion | None
+    ) -> str:
+        return why_unused(connection, name, key, criterion)
+
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         settings = settings_of(connection.dialect)
         module = getattr(connection.dialect.dbapi, "sqlite", connection.dialect.dbapi)
@@ -68,6 +109,22 @@ class SQLiteSupport:
             "iterative_scan": settings.sqlite_vec is not None,
             "binary_wire": True,
         }
+
+
+def _encoder(column: Column[Any], dialect: Dialect) -> Callable[[Any], Iterable[Any]]:
+    """Return what turns a batch of a column's values into the driver's parameters."""
+    process = column.type.dialect_impl(dialect).bind_processor(dialect)
+    codec = column.type.codec if isinstance(column.type, VectorType) else None
+
+    def encode(values: Any) -> Iterable[Any]:
+        if codec is not None and codec.kind == "vector" and isinstance(values, np.ndarray):
+            matrix = as_matrix(values, codec.dim, f"{column.table.name}.{column.name}")
+            data, size = matrix.astype("<f4", copy=False).tobytes(), 4 * matrix.shape[1]
+            return [data[start : start + size] for start in range(0, len(data), size)]
+        plain = values.tolist() if isinstance(values, np.ndarray) and codec is None else values
+        return plain if process is None else [process(value) for value in plain]
+
+    return encode
 
 
 def _aiosqlite_over(module: Any, dialect_args: dict[str, Any]) -> dict[str, Any]:
