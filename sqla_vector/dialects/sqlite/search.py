@@ -3,7 +3,8 @@
 With a vec0 table: a subquery asks vec0 for the k nearest (``MATCH ... AND k = ...``, which vec0 needs instead of
 LIMIT), with the statement's WHERE inside, either as constraints on vec0 metadata or as ``rowid IN (...)``; the
 statement then sorts these few rows by the exact distance.  vec0 breaks ties arbitrarily, so one row more is asked
-for, and only if it ties with the last a second scan fetches all rows up to that distance.
+for, and only if it ties with the last a second scan fetches all rows up to that distance; should these be more
+than vec0 returns, an exact scan decides.
 
 Without: an exact scan.
 """
@@ -27,9 +28,6 @@ __all__ = ["MAX_K", "OVERSAMPLE"]
 
 MAX_K: Final = 4_096
 """The most rows that one vec0 query returns."""
-
-_TIES: Final = 32
-"""Rows fetched beyond k for each of several queries, so that ties can be broken among them."""
 
 OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 20}
 """Candidates per wanted row that are fetched from a vec0 table of each precision."""
@@ -64,7 +62,9 @@ def serving_index(element: NearestCriterion, compiler: SQLCompiler) -> Vec0Index
     """Return the vec0 table that exists for the criterion's column and metric, or None."""
     column = element.distance.operands[0]
     declared = declared_index(column, element.distance.metric)
-    if declared is None or str(declared[0].name) not in settings_of(compiler.dialect).vec0_tables:
+    settings = settings_of(compiler.dialect)
+    # A database file may have been indexed by a Python that could load sqlite-vec, and be searched by one that cannot.
+    if declared is None or settings.sqlite_vec is None or str(declared[0].name) not in settings.vec0_tables:
         return None
     return vec0_index(declared[0])
 
@@ -94,27 +94,30 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     query = index.quantized(scope.process(scope.criterion.distance.operands[1]))
     match = f"FROM {prefix}{preparer.quote(index.name)} WHERE {vector} MATCH {query} AND k = "
     ctes, constraint = _constraint(scope, index, prefix)
-    if scope.criterion.many:
-        count = min(MAX_K, scope.criterion.k * oversample + _TIES)
-        return _reranked(
-            scope, distance, _with(ctes, _by_key(index, prefix, f"SELECT rowid {match}{count}{constraint}"))
-        )
     wanted = scope.wanted_sql
     # The number of rows is not known here when there is an OFFSET; past vec0's limit the exact branch serves.
     count_sql = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
     limited = count_sql if scope.offset_sql is None else f"min({count_sql}, {MAX_K})"
     ctes.append(f"nearest_top AS MATERIALIZED (SELECT rowid AS number, distance AS d {match}{limited}{constraint})")
     rows = "SELECT number FROM nearest_top"
+    too_many = [] if scope.offset_sql is None else [f"{count_sql} > {MAX_K}"]
     if index.precision == "full":
         tied = (
             f"(SELECT CASE WHEN count(*) > {wanted} AND "
             f"sum(d = (SELECT max(d) FROM nearest_top)) > 1 THEN {MAX_K} ELSE 0 END FROM nearest_top)"
         )
-        rows += f" UNION ALL SELECT rowid {match}{tied} AND distance <= (SELECT max(d) FROM nearest_top){constraint}"
+        ctes.append(
+            f"nearest_tied AS MATERIALIZED (SELECT rowid AS number {match}{tied} "
+            f"AND distance <= (SELECT max(d) FROM nearest_top){constraint})"
+        )
+        rows += " UNION ALL SELECT number FROM nearest_tied"
+        too_many.append(f"(SELECT count(*) FROM nearest_tied) >= {MAX_K}")
     rows = _by_key(index, prefix, rows)
-    if scope.offset_sql is not None:
-        rows += f" UNION ALL SELECT * FROM ({_exact(scope, distance, f'{count_sql} > {MAX_K}')})"
-    return _with(ctes, rows)
+    if too_many:
+        rows += f" UNION ALL SELECT * FROM ({_exact(scope, distance, ' OR '.join(too_many))})"
+    rows = _with(ctes, rows)
+    # There is no LIMIT for each of several queries outside, so exactly k keys have to come from here.
+    return _reranked(scope, distance, rows) if scope.criterion.many else rows
 
 
 def _with(ctes: list[str], rows: str) -> str:
