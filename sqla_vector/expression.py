@@ -87,11 +87,13 @@ class Distance(FunctionElement[float]):
     ]
 
     def __init__(self, metric: Metric, kind: Kind, left: ColumnElement[Any], right: ColumnElement[Any]) -> None:
+        # Before FunctionElement.__init__, which asks for the name: were it missing, the element would look for it
+        # in the comparator of its type, and keep that of no type.
+        self.name = metric.function
+        self.type = _DISTANCE_VALUE
         super().__init__(left, right)
         self.metric_name: str = metric.name
         self.kind: str = kind
-        self.name = metric.function
-        self.type = _DISTANCE_VALUE
 
     @property
     def metric(self) -> Metric:
@@ -115,11 +117,11 @@ class VectorFunction(FunctionElement[Any]):
     ]
 
     def __init__(self, operation: str, kind: Kind, type_: TypeEngine[Any], *clauses: ColumnElement[Any]) -> None:
+        self.name = operation  # before FunctionElement.__init__, see Distance
+        self.type = type_
         super().__init__(*clauses)
         self.operation = operation
         self.kind: str = kind
-        self.name = operation
-        self.type = type_
 
 
 class NearestCriterion(FunctionElement[bool]):
@@ -154,8 +156,8 @@ class NearestCriterion(FunctionElement[bool]):
         bound: ColumnElement[float] | None = None,
         many: bool = False,
     ) -> None:
+        self.type = Boolean()  # before FunctionElement.__init__, see Distance
         super().__init__(distance, *keys, *(() if bound is None else (bound,)))
-        self.type = Boolean()
         self.k = k
         self.exact = exact
         self.oversample = oversample

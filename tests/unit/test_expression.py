@@ -185,6 +185,21 @@ def test_the_similarity_of_bits_divides_by_their_number() -> None:
         sv.similarity(Column("b", BitVector()), BIT, "hamming")
 
 
+def test_operators_apply_to_what_operators_give() -> None:
+    assert sql((item.c.e - V) * item.c.e + V, SQLITE).count("vec_add(") == 1
+    assert "vector_mul(" in sql((item.c.e - V) * item.c.e, SQLITE)
+    assert sql(sv.subvector(item.c.e + item.c.e, 1, 2).l2_distance([1, 2]), POSTGRESQL) == (
+        "(subvector((item.e + item.e), 1, 2) <-> %(param_1)s::VECTOR(2))"
+    )
+
+
+def test_a_distance_is_a_number_to_other_operators() -> None:
+    d = item.c.e.l2_distance(V)
+    assert isinstance((d * 2).type, type(d.type))
+    assert isinstance((d < 0.5).right.type, type(d.type))
+    assert isinstance((1 - d).type, type(d.type))
+
+
 def test_dimensions_follow_through_functions() -> None:
     assert (item.c.e + V).type.dim == 3
     assert item.c.e.concat([1, 2]).type.dim == 5

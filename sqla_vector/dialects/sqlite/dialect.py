@@ -55,8 +55,13 @@ class _NullsLast:
 def _with_nulls_placed(clause: Any, select: Any) -> Any:
     if not _needs_nulls_last(clause, select):
         return clause
-    is_descending = isinstance(clause, UnaryExpression) and clause.modifier is operators.desc_op
-    return clause.nulls_first() if is_descending else clause.nulls_last()
+    return clause.nulls_first() if _is_descending(clause) else clause.nulls_last()
+
+
+def _is_descending(clause: Any) -> bool:
+    while clause.__visit_name__ == "label_reference":  # around label.desc()
+        clause = clause.element
+    return isinstance(clause, UnaryExpression) and clause.modifier is operators.desc_op
 
 
 def _needs_nulls_last(clause: Any, select: Any) -> bool:
