@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import BindParameter, ColumnElement
+from sqlalchemy.sql.elements import ColumnElement
 
-from sqla_vector.expression import Distance, VectorFunction
+from sqla_vector.expression import Distance, VectorFunction, VectorParameter
 
 __all__ = ["distance_sql"]
 
@@ -31,7 +31,7 @@ _AGGREGATES: Final = {"avg": "vector_avg", "sum": "vector_sum"}
 
 
 def _unless_null(call: str, operands: Iterable[tuple[ColumnElement[Any], str]]) -> str:
-    nullable = [sql for element, sql in operands if not isinstance(element, BindParameter)]
+    nullable = [sql for element, sql in operands if not isinstance(element, VectorParameter)]
     if not nullable:
         return call
     return f"CASE WHEN {' AND '.join(f'{sql} IS NOT NULL' for sql in nullable)} THEN {call} END"
