@@ -4,12 +4,12 @@ The settings of a search travel inside the statement, as a one-time filter that 
 before the scan starts.  They end with the transaction, cost no round trip, work behind a connection pooler and
 without the plugin.
 
-Three forms:
+Two forms:
 
-* *direct*: hnsw in full precision and no filter.  ``ORDER BY distance, key LIMIT k`` over the index, scanning
-  on (iterative scan) until k live, visible rows are found.
-* *candidates*: a filter, reduced precision, ivfflat, or a distance bound.  The index gives candidates, an exact
-  scan stands in when it stopped short of k, and the statement sorts the candidates by the exact distance.
+* *candidates*: the index gives candidates, an exact scan stands in when it stopped short of k, and the statement
+  sorts the candidates by the exact distance.  Without filters too: row-level security hides rows, vectors can
+  be unreachable in the graph (many equal or zero ones), and an iterative scan in strict order drops the rows that
+  it finds too late.
 * *exact*: no index, or none wanted.
 """
 
@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ColumnClause
 
 from sqla_vector.dialects.postgresql.expression import operator_sql
 from sqla_vector.dialects.postgresql.index import effective_precision, index_expression
@@ -35,7 +36,6 @@ OVERSAMPLE: Final = {"full": 1, "half": 2, "binary": 20}
 
 _DEFAULT_EF_SEARCH: Final = 40
 _MAX_EF_SEARCH: Final = 1000
-_MAX_SCAN: Final = 2_147_483_647
 _DEFAULT_LISTS: Final = 100
 
 
@@ -59,15 +59,6 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
     precision = effective_precision(spec, kind, key.dim)
     oversample = element.oversample or OVERSAMPLE[precision]
     gate = _settings_gate(scope, spec, oversample)
-    is_direct = (
-        precision == "full"
-        and spec.method != "ivfflat"
-        and element.bound is None
-        and not scope.filtered
-        and not element.many
-    )
-    if is_direct:
-        return f"({gate} AND {defined})"
     if precision == "full":
         approximate = distance
     else:
@@ -78,8 +69,8 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
     candidates = _candidates(scope, gate, approximate, distance, oversample)
     if element.many:
         # There is no LIMIT for each query outside, so exactly k keys have to come from here.
-        candidates = _exact(scope, distance, _among(scope, candidates))
-    return f"({_among(scope, candidates)} AND {defined})"
+        candidates = _among(scope, _exact(scope, distance, candidates))
+    return f"({candidates} AND {defined})"
 
 
 def _keys(scope: StatementScope) -> list[str]:
@@ -95,28 +86,35 @@ def _among(scope: StatementScope, subquery: str) -> str:
     return f"({', '.join(keys)}) IN ({subquery})"
 
 
-def _exact(scope: StatementScope, distance: str, *criteria: str) -> str:
-    """Return a subquery of the keys nearest by an exact scan."""
+def _place(scope: StatementScope) -> str:
+    """Return the row's physical place.
+
+    An indexed table has one, and within a statement it is the cheapest way back to a row.  In a partitioned
+    table it is not unique; a row too many does no harm, since the statement sorts by the exact distance.
+    """
+    return scope.process(ColumnClause("ctid", _selectable=scope.criterion.keys[0].table))
+
+
+def _exact(scope: StatementScope, distance: str, *criteria: str, result: str | None = None) -> str:
+    """Return a subquery of the keys (or of another ``result``) nearest by an exact scan."""
     keys = ", ".join(_keys(scope))
     # "+ 0" makes it an expression that no vector index matches.
     return (
-        f"SELECT {keys} FROM {scope.from_sql()}{scope.where_sql(*criteria)} "
+        f"SELECT {result or keys} FROM {scope.from_sql()}{scope.where_sql(*criteria)} "
         f"ORDER BY {distance} + 0, {keys} LIMIT {scope.wanted_sql}"
     )
 
 
 def _candidates(scope: StatementScope, gate: str, approximate: str, distance: str, oversample: int) -> str:
-    """Return a subquery of the keys nearest by the index, or by an exact scan if it gave too few."""
-    keys = _keys(scope)
-    names = ", ".join(f"k{number}" for number in range(len(keys)))
+    """Return the criterion that the row is among the nearest by the index, or by an exact scan if it gave too few."""
+    place, keys = _place(scope), ", ".join(_keys(scope))
     limit = scope.wanted_sql if oversample == 1 else f"{scope.wanted_sql} * {oversample}"
-    listed = ", ".join(keys)
-    fallback = _exact(scope, distance, f"(SELECT count(*) FROM nearest_candidates) < {scope.wanted_sql}")
+    too_few = f"(SELECT count(*) FROM nearest_candidates) < {scope.wanted_sql}"
     return (
-        f"WITH nearest_candidates({names}) AS MATERIALIZED ("
-        f"SELECT {listed} FROM {scope.from_sql()}{scope.where_sql(gate)} "
-        f"ORDER BY {approximate}, {listed} LIMIT {limit}) "
-        f"SELECT {names} FROM nearest_candidates UNION ALL ({fallback})"
+        f"{place} = ANY(ARRAY(WITH nearest_candidates(place) AS MATERIALIZED ("
+        f"SELECT {place} FROM {scope.from_sql()}{scope.where_sql(gate)} "
+        f"ORDER BY {approximate}, {keys} LIMIT {limit}) "
+        f"SELECT place FROM nearest_candidates UNION ALL ({_exact(scope, distance, too_few, result=place)})))"
     )
 
 
@@ -140,10 +138,6 @@ def _settings_gate(scope: StatementScope, spec: IndexSpec, oversample: int) -> s
             settings.append(("hnsw.ef_search", _at_least("hnsw.ef_search", None, number)))
         # Strict order: the rows come by distance, which an incremental sort by key relies on.
         settings.append(("hnsw.iterative_scan", "'strict_order'"))
-        if not scope.filtered:
-            # Row-level security may hide any share of the rows, and there is no second branch here.
-            settings.append(("hnsw.max_scan_tuples", f"'{_MAX_SCAN}'"))
-            settings.append(("hnsw.scan_mem_multiplier", "'64'"))
     calls = ", ".join(f"pg_catalog.set_config('{name}', {value}, true)" for name, value in settings)
     return f"(SELECT ROW({calls})) IS NOT NULL"
 

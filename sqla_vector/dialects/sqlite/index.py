@@ -103,6 +103,11 @@ class Vec0Index:
         """Name of the table that notes rows which an INSERT may replace."""
         return f"{self.name}_replaced"
 
+    @property
+    def stored_bytes(self) -> int:
+        """The size of a vector as the table stores it."""
+        return -(-self.key.dim // 8) if self.key.vector_type.kind == "bit" else 4 * self.key.dim
+
     def unusable(self) -> str | None:
         """Return why vec0 cannot serve this index though the declaration is right, or None."""
         kind = self.key.vector_type.kind

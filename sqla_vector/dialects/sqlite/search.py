@@ -75,13 +75,16 @@ def _among(scope: StatementScope, subquery: str) -> str:
     return f"{subject} IN ({subquery})"
 
 
-def _exact(scope: StatementScope, distance: str, *criteria: str) -> str:
+def _exact(scope: StatementScope, distance: str, *criteria: str, only_if: str | None = None) -> str:
     keys = [scope.process(key) for key in scope.criterion.keys]
     names = ", ".join(f"k{number}" for number in range(len(keys)))
     columns = ", ".join(f"{key} AS k{number}" for number, key in enumerate(keys))
+    # A condition on the whole scan is the outermost loop, not a criterion that may be computed for every row.
+    gate = f"(SELECT 1 WHERE {only_if}) CROSS JOIN " if only_if else ""
     # In a nested SELECT, because SQLite's ORDER BY does not see the columns of an outer statement.
     return (
-        f"SELECT {names} FROM (SELECT {columns}, {distance} AS d FROM {scope.from_sql()}{scope.where_sql(*criteria)}) "
+        f"SELECT {names} FROM (SELECT {columns}, {distance} AS d "
+        f"FROM {gate}{scope.from_sql()}{scope.where_sql(*criteria)}) "
         f"ORDER BY d NULLS LAST, {names} LIMIT {scope.wanted_sql}"
     )
 
@@ -91,9 +94,22 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     schema = preparer.schema_for_object(index.table)
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
     vector = preparer.quote(index.vector_name)
-    query = index.quantized(scope.process(scope.criterion.distance.operands[1]))
+    # vec0 refuses NULL, which an expression may be (a row without a vector): any vector does, since the distance
+    # of the statement is NULL then and no row qualifies.
+    query = scope.process(scope.criterion.distance.operands[1])
+    query = index.quantized(f"coalesce({query}, zeroblob({index.stored_bytes}))")
     match = f"FROM {prefix}{preparer.quote(index.name)} WHERE {vector} MATCH {query} AND k = "
     ctes, constraint = _constraint(scope, index, prefix)
+    if scope.criterion.many:
+        # This subquery runs for each query vector, and would run a CTE again for every mention of it: so plainly
+        # two scans, the second for the rows that tie with the last of the first.
+        count = scope.criterion.k * oversample
+        rows = f"SELECT rowid {match}{count}{constraint}"
+        if index.precision == "full":
+            # "+": vec0 refuses the descending order by which SQLite would look for a plain maximum.
+            furthest = f"SELECT max(+distance) FROM (SELECT distance {match}{count}{constraint})"
+            rows = f"SELECT rowid {match}{MAX_K} AND distance <= ({furthest}){constraint}"
+        return _reranked(scope, distance, _with(ctes, _by_key(index, prefix, rows)))
     wanted = scope.wanted_sql
     # The number of rows is not known here when there is an OFFSET; past vec0's limit the exact branch serves.
     count_sql = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
@@ -102,9 +118,10 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     rows = "SELECT number FROM nearest_top"
     too_many = [] if scope.offset_sql is None else [f"{count_sql} > {MAX_K}"]
     if index.precision == "full":
+        last_but_one = "SELECT d FROM nearest_top ORDER BY d DESC LIMIT 1 OFFSET 1"
         tied = (
-            f"(SELECT CASE WHEN count(*) > {wanted} AND "
-            f"sum(d = (SELECT max(d) FROM nearest_top)) > 1 THEN {MAX_K} ELSE 0 END FROM nearest_top)"
+            f"(SELECT CASE WHEN count(*) > {wanted} AND max(d) = ({last_but_one}) THEN {MAX_K} ELSE 0 END "
+            "FROM nearest_top)"
         )
         ctes.append(
             f"nearest_tied AS MATERIALIZED (SELECT rowid AS number {match}{tied} "
@@ -114,10 +131,8 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
         too_many.append(f"(SELECT count(*) FROM nearest_tied) >= {MAX_K}")
     rows = _by_key(index, prefix, rows)
     if too_many:
-        rows += f" UNION ALL SELECT * FROM ({_exact(scope, distance, ' OR '.join(too_many))})"
-    rows = _with(ctes, rows)
-    # There is no LIMIT for each of several queries outside, so exactly k keys have to come from here.
-    return _reranked(scope, distance, rows) if scope.criterion.many else rows
+        rows += f" UNION ALL SELECT * FROM ({_exact(scope, distance, only_if=' OR '.join(too_many))})"
+    return _with(ctes, rows)
 
 
 def _with(ctes: list[str], rows: str) -> str:
