@@ -149,7 +149,7 @@ def column_spec(kind: str, dim: int | None) -> str:
     return kind.upper() if dim is None else f"{kind.upper()}({dim})"
 
 
-class VectorType(TypeDecorator[V]):
+class VectorType(TypeDecorator[V], expression.VectorTypeEngine):
     """Base of the four column types."""
 
     impl = UnadaptedVector

@@ -12,11 +12,11 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateIndex, DropIndex, DropTable
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import Label, UnaryExpression
+from sqlalchemy.sql.elements import UnaryExpression
 
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.index import Vec0Statements, creatable, vec0_index, vec0_indexes
-from sqla_vector.expression import Distance
+from sqla_vector.expression import DistanceValue
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
 
 __all__ = ["adapt", "refresh_vec0_tables", "restore"]
@@ -46,7 +46,7 @@ class VectorSQLCompiler:
 
 
 class _NullsLast:
-    """A select as its ORDER BY is rendered."""
+    """A select, or a union of them, as its ORDER BY is rendered."""
 
     def __init__(self, select: Any) -> None:
         self._order_by_clauses = tuple(_with_nulls_placed(c, select) for c in select._order_by_clauses)
@@ -65,21 +65,26 @@ def _is_descending(clause: Any) -> bool:
 
 
 def _needs_nulls_last(clause: Any, select: Any) -> bool:
-    """Tell whether an ORDER BY item is a distance, without a placement of NULL chosen by the user."""
+    """Tell whether an ORDER BY item is made of a distance, without a placement of NULL chosen by the user.
+
+    The type tells, since arithmetic, aggregates and columns of subqueries keep it.
+    """
     while True:
         if isinstance(clause, UnaryExpression):
             if clause.modifier in (operators.nulls_first_op, operators.nulls_last_op):
                 return False
+            if clause.modifier is None:
+                break
             clause = clause.element
-        elif isinstance(clause, Label) or clause.__visit_name__ == "label_reference":
+        elif clause.__visit_name__ == "label_reference":
             clause = clause.element
         elif clause.__visit_name__ == "textual_label_reference" and select is not None:
-            named = {c.name: c for c in select._raw_columns if isinstance(c, Label)}
-            if clause.element not in named:
+            clause = select.selected_columns.get(clause.element)
+            if clause is None:
                 return False
-            clause = named[clause.element]
         else:
-            return isinstance(clause, Distance)
+            break
+    return isinstance(getattr(clause, "type", None), DistanceValue)
 
 
 class VectorDDLCompiler:
