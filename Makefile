@@ -63,7 +63,7 @@ bench: .venv/.installed-bench  ## the side-by-side programs of benchmarks/
 	.venv/bin/python -m benchmarks
 
 docs: .venv/.installed-docs  ## build the documentation into site/, strictly
-	.venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 wheel: .venv/.installed-release  ## build the source archive and the wheel into dist/
 	rm -rf dist

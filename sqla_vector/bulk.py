@@ -104,9 +104,10 @@ def read(
         batch_size: the number of rows in a batch; the last may be shorter.
 
     Yields:
-        Column name to array.  A vector column is one contiguous (n, dim) matrix: float32 (half: float16, bit:
-        bool), a NULL vector being a row of NaN (bit: refused); sparse vectors come as an object array of
-        :class:`sqla_vector.SparseArray`.  Other columns: an array of their numbers, or of objects.
+        A mapping of column name to array.  A vector column is one contiguous (n, dim) matrix of float32 (half
+        vectors float16, bits bool), a NULL vector being a row of NaN (refused for bits); sparse vectors come as
+        an object array of :class:`sqla_vector.SparseArray`; other columns as an array of their numbers, or of
+        objects.
 
     Raises:
         InvalidStatement: the statement selects entities.
