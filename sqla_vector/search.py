@@ -104,7 +104,9 @@ def nearest(
     options = _Options(exact, oversample, ef_search, probes, _bound(found, type_, max_distance, min_similarity))
     criterion = options.criterion(distance, k)
     labelled = distance.label("distance")
-    return stmt.add_columns(labelled).where(criterion).order_by(labelled, *criterion.keys).limit(k)
+    # A literal, not a parameter: with it the server may keep one plan for all executions.
+    limit = literal_column(str(criterion.k), Integer())
+    return stmt.add_columns(labelled).where(criterion).order_by(labelled, *criterion.keys).limit(limit)
 
 
 def nearest_each(

@@ -20,7 +20,7 @@ from sqlalchemy.util import generic_repr
 
 from sqla_vector import expression
 from sqla_vector.metrics import Kind
-from sqla_vector.values import Codec, SparseArray, check_dimension, codec_for
+from sqla_vector.values import Codec, ColumnNames, SparseArray, check_dimension, codec_for
 
 __all__ = ["BitVector", "HalfVector", "SparseVector", "Vector", "VectorType"]
 
@@ -160,7 +160,7 @@ class VectorType(TypeDecorator[V], expression.VectorTypeEngine):
         self.dim = check_dimension(dim, self.kind, type(self).__name__)
         super().__init__(self.kind, self.dim)
         self._codec: Codec[Any] = codec_for(self.kind, self.dim)
-        self._column_names: list[str] = []
+        self._column_names = ColumnNames()
 
     @property
     def codec(self) -> Codec[Any]:
@@ -170,10 +170,10 @@ class VectorType(TypeDecorator[V], expression.VectorTypeEngine):
     @property
     def column_name(self) -> str:
         """The column's name for messages, for example ``article.embedding``."""
-        return " or ".join(self._column_names) or "vector"
+        return str(self._column_names)
 
     @property
-    def column_names(self) -> list[str]:
+    def column_names(self) -> ColumnNames:
         """The names of the columns that have this very type object, filled as tables are built."""
         return self._column_names
 
@@ -199,7 +199,7 @@ class VectorType(TypeDecorator[V], expression.VectorTypeEngine):
 
     def copy(self, **kw: Any) -> VectorType[V]:
         copied: VectorType[V] = super().copy(**kw)
-        copied._column_names = []
+        copied._column_names = ColumnNames()
         return copied
 
     def _set_parent(self, parent: Any, outer: bool = False, **kw: Any) -> None:

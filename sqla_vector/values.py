@@ -156,7 +156,7 @@ class SparseArray:
         return (SparseArray, (self.dim, (self.indices, self.values)))
 
 
-def _reject_elements(value: Iterable[object], column: str) -> None:
+def _reject_elements(value: Iterable[object], column: object) -> None:
     """Raise for an element that numpy would silently convert, or convert into an object array."""
     for position, element in enumerate(value):
         if isinstance(element, (bool, np.bool_)):
@@ -174,7 +174,7 @@ def _reject_elements(value: Iterable[object], column: str) -> None:
 _PLAIN_NUMBERS: Final = frozenset({float, int})
 
 
-def _as_array(value: Any, column: str) -> NDArray[Any]:
+def _as_array(value: Any, column: object) -> NDArray[Any]:
     """Return any accepted input as a one-dimensional numeric array, without copying where possible."""
     result: NDArray[Any]
     if isinstance(value, (list, tuple)):
@@ -205,19 +205,32 @@ def _as_array(value: Any, column: str) -> NDArray[Any]:
     return result
 
 
-def _as_float_array(value: Any, dtype: np.dtype[Any], column: str) -> NDArray[Any]:
+def _as_float_array(value: Any, dtype: np.dtype[Any], column: object) -> NDArray[Any]:
     """Return ``value`` as a finite, contiguous array of ``dtype`` in the machine's byte order."""
     given = _as_array(value, column)
     if given.dtype.kind not in "fiu":
         raise InvalidVector(f"{column}: expected numbers, got an array of {given.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):
         result = np.ascontiguousarray(given, dtype=dtype)
-    if not np.isfinite(result).all():
+    if not _is_finite(result):
         raise _non_finite(given, result, column)
     return result
 
 
-def _non_finite(given: NDArray[Any], result: NDArray[Any], column: str) -> NonFiniteVector:
+def _is_finite(values: NDArray[Any]) -> bool:
+    # A search through the bytes of the mask takes a third of the time of mask.all() on a short array.
+    mask: bytes = np.isfinite(values).tobytes()
+    return b"\0" not in mask
+
+
+class ColumnNames(list[str]):
+    """The names of the columns of one type, made into text only when a message needs it."""
+
+    def __str__(self) -> str:
+        return " or ".join(self) or "vector"
+
+
+def _non_finite(given: NDArray[Any], result: NDArray[Any], column: object) -> NonFiniteVector:
     position = int(np.flatnonzero(~np.isfinite(result))[0])
     element = given[position]
     if np.isfinite(element):
@@ -239,7 +252,7 @@ class Codec(ABC, Generic[V]):
         self.dim = dim
 
     @abstractmethod
-    def coerce(self, value: Any, column: str) -> V:
+    def coerce(self, value: Any, column: object) -> V:
         """Return the canonical value, or raise :class:`InvalidVector` naming ``column``."""
 
     @abstractmethod
@@ -288,7 +301,7 @@ class Codec(ABC, Generic[V]):
         except InvalidVector:
             return False
 
-    def check_length(self, length: int, column: str) -> None:
+    def check_length(self, length: int, column: object) -> None:
         """Raise :class:`DimensionMismatch` unless a vector of ``length`` elements fits the column."""
         if length == 0:
             raise DimensionMismatch(f"{column}: a vector needs at least one element, got none")
@@ -307,14 +320,14 @@ class VectorCodec(Codec[NDArray[np.float32]]):
         self._header = struct.pack(">HH", dim, 0) if dim is not None else None
         self._format = _text_format(dim) if dim is not None else None
 
-    def coerce(self, value: Any, column: str) -> NDArray[np.float32]:
+    def coerce(self, value: Any, column: object) -> NDArray[np.float32]:
         # The usual case first: it needs no conversion, only the two checks.
         if (
             type(value) is np.ndarray
             and value.dtype is _F4
             and value.shape == self._shape
             and value.flags.c_contiguous
-            and np.isfinite(value).all()
+            and _is_finite(value)
         ):
             return value
         result = _as_float_array(value, _F4, column)
@@ -374,7 +387,7 @@ class HalfCodec(Codec[NDArray[np.float16]]):
 
     kind = "halfvec"
 
-    def coerce(self, value: Any, column: str) -> NDArray[np.float16]:
+    def coerce(self, value: Any, column: object) -> NDArray[np.float16]:
         result = _as_float_array(value, np.dtype(np.float16), column)
         self.check_length(len(result), column)
         return result
@@ -400,7 +413,7 @@ class HalfCodec(Codec[NDArray[np.float16]]):
         return _frozen(np.frombuffer(data, _F4_LE).astype(np.float16))
 
 
-def _named(column: str, dim: int, elements: Any) -> SparseArray:
+def _named(column: object, dim: int, elements: Any) -> SparseArray:
     """Make a sparse vector of somebody else's; a refusal names the column it was meant for."""
     try:
         return SparseArray(dim, elements)
@@ -408,7 +421,7 @@ def _named(column: str, dim: int, elements: Any) -> SparseArray:
         raise type(error)(f"{column}: {error}") from None
 
 
-def _from_scipy(value: Any, column: str) -> SparseArray:
+def _from_scipy(value: Any, column: object) -> SparseArray:
     """Read a scipy.sparse array of shape (n,), (1, n) or (n, 1), of which only the elements are in memory."""
     shape = value.shape
     if len(shape) != 1 and (len(shape) != 2 or 1 not in shape):
@@ -426,7 +439,7 @@ class SparseCodec(Codec[SparseArray]):
 
     kind = "sparsevec"
 
-    def coerce(self, value: Any, column: str) -> SparseArray:
+    def coerce(self, value: Any, column: object) -> SparseArray:
         if isinstance(value, SparseArray):
             result = value
         elif callable(getattr(value, "indices", None)) and callable(getattr(value, "dimensions", None)):
@@ -490,7 +503,7 @@ class BitCodec(Codec[NDArray[np.bool_]]):
 
     kind = "bit"
 
-    def coerce(self, value: Any, column: str) -> NDArray[np.bool_]:
+    def coerce(self, value: Any, column: object) -> NDArray[np.bool_]:
         if isinstance(value, (list, tuple)) and all(isinstance(v, (bool, np.bool_)) for v in value):
             given: NDArray[Any] = np.asarray(value, dtype=np.bool_)
         else:

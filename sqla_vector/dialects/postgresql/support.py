@@ -48,7 +48,9 @@ class PostgreSQLSupport:
         reflected = {name: _reflecting(type_) for name, type_ in types.items()}
         schema = settings_of(dialect).schema
         if schema:
-            reflected |= {f"{schema}.{name}": type_ for name, type_ in reflected.items()}
+            # PostgreSQL writes the schema with or without quotes, by rules of its own.
+            quoted = '"' + schema.replace('"', '""') + '"'
+            reflected |= {f"{name}.{type_}": reflected[type_] for name in (schema, quoted) for type_ in types}
         dialect.ischema_names = {**known, **reflected}
 
     def detach(self, dialect: Any) -> None:

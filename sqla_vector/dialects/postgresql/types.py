@@ -1,13 +1,13 @@
 """How vector types are stored, sent and read on PostgreSQL.
 
 Read: ``vector_send(column)``, so that any driver returns pgvector's binary format without a codec.
-Sent, each with a cast (``$1::VECTOR(384)``) that gives the parameter its type:
+Sent, each with a cast (``$1::VECTOR``) that gives the parameter its type:
 
 ========= ======================================== ================================
 driver    with the plugin                          without
 ========= ======================================== ================================
 psycopg   binary, by a dumper for a private class  text
-asyncpg   binary, by a codec of the connection     text (``$1::TEXT::VECTOR(384)``)
+asyncpg   binary, by a codec of the connection     text (``$1::TEXT::VECTOR``)
 others    text                                     text
 ========= ======================================== ================================
 
@@ -29,7 +29,7 @@ from sqlalchemy.types import UserDefinedType
 
 from sqla_vector.dialects.settings import Settings, settings_of
 from sqla_vector.types import VectorComparator, column_spec
-from sqla_vector.values import Codec
+from sqla_vector.values import Codec, ColumnNames
 
 __all__ = ["BinaryParameter", "PostgreSQLVector", "qualified"]
 
@@ -46,7 +46,7 @@ class PostgreSQLVector(UserDefinedType[Any]):
     cache_ok = True
     comparator_factory = VectorComparator
 
-    def __init__(self, kind: str, dim: int | None, codec: Codec[Any], names: list[str], settings: Settings) -> None:
+    def __init__(self, kind: str, dim: int | None, codec: Codec[Any], names: ColumnNames, settings: Settings) -> None:
         super().__init__()
         self.kind = kind
         self.dim = dim
@@ -72,7 +72,7 @@ class PostgreSQLVector(UserDefinedType[Any]):
         coerce, names = self._codec.coerce, self._names
 
         def process(value: Any) -> Any:
-            return None if value is None else convert(coerce(value, " or ".join(names) or "vector"))
+            return None if value is None else convert(coerce(value, names))
 
         return process
 
@@ -99,7 +99,7 @@ class PostgreSQLVector(UserDefinedType[Any]):
         codec, names = self._codec, self._names
 
         def process(value: Any) -> str:
-            return f"'{codec.to_text(codec.coerce(value, ' or '.join(names) or 'vector'))}'"
+            return f"'{codec.to_text(codec.coerce(value, names))}'"
 
         return process
 
@@ -152,7 +152,10 @@ def _render_cast(element: ParameterCast, compiler: SQLCompiler, **kw: Any) -> st
     rendered = compiler.process(parameter, **kw)
     if compiler.dialect.driver == "asyncpg" and _travels_as_text(type_):
         rendered = f"{rendered}::TEXT"
-    return f"{rendered}::{type_sql(compiler, type_.kind, type_.dim)}"
+    # Without the dimension, which was checked before: a cast that checks it again is a function call for every
+    # row compared, and makes a generic plan look dearer than planning anew at each execution.
+    dim = type_.dim if type_.kind == "bit" else None
+    return f"{rendered}::{type_sql(compiler, type_.kind, dim)}"
 
 
 def _travels_as_text(type_: PostgreSQLVector) -> bool:

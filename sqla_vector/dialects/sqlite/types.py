@@ -14,7 +14,7 @@ from sqlalchemy.types import UserDefinedType
 from sqla_vector.dialects.settings import Settings
 from sqla_vector.exc import PluginMissing
 from sqla_vector.types import VectorComparator, column_spec
-from sqla_vector.values import Codec
+from sqla_vector.values import Codec, ColumnNames
 
 __all__ = ["PLUGIN_HINT", "SQLiteVector"]
 
@@ -30,7 +30,7 @@ class SQLiteVector(UserDefinedType[Any]):
     cache_ok = True
     comparator_factory = VectorComparator
 
-    def __init__(self, kind: str, dim: int | None, codec: Codec[Any], names: list[str], settings: Settings) -> None:
+    def __init__(self, kind: str, dim: int | None, codec: Codec[Any], names: ColumnNames, settings: Settings) -> None:
         super().__init__()
         self.kind = kind
         self.dim = dim
@@ -52,7 +52,7 @@ class SQLiteVector(UserDefinedType[Any]):
         def process(value: Any) -> Any:
             if not settings.attached:
                 raise PluginMissing(PLUGIN_HINT)
-            return None if value is None else to_blob(coerce(value, " or ".join(names) or "vector"))
+            return None if value is None else to_blob(coerce(value, names))
 
         return process
 
@@ -68,7 +68,7 @@ class SQLiteVector(UserDefinedType[Any]):
         codec, names = self._codec, self._names
 
         def process(value: Any) -> str:
-            return f"X'{codec.to_blob(codec.coerce(value, ' or '.join(names) or 'vector')).hex()}'"
+            return f"X'{codec.to_blob(codec.coerce(value, names)).hex()}'"
 
         return process
 
