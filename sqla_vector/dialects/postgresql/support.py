@@ -48,9 +48,10 @@ class PostgreSQLSupport:
         reflected = {name: _reflecting(type_) for name, type_ in types.items()}
         schema = settings_of(dialect).schema
         if schema:
-            # PostgreSQL writes the schema with or without quotes, by rules of its own.
+            # PostgreSQL writes the schema with or without quotes, by rules of its own; SQLAlchemy looks for the
+            # name in lower case.
             quoted = '"' + schema.replace('"', '""') + '"'
-            reflected |= {f"{name}.{type_}": reflected[type_] for name in (schema, quoted) for type_ in types}
+            reflected |= {f"{name}.{type_}".lower(): reflected[type_] for name in (schema, quoted) for type_ in types}
         dialect.ischema_names = {**known, **reflected}
 
     def detach(self, dialect: Any) -> None:
