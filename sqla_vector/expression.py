@@ -9,14 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import Boolean, Float, Integer, literal_column, type_coerce
+from sqlalchemy import Boolean, Float, Integer, bindparam, literal_column, type_coerce
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement, SQLColumnExpression
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import InternalTraversal
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
 
 from sqla_vector.exc import InvalidOption
 from sqla_vector.metrics import Kind, Metric, resolve_metric
@@ -228,6 +228,9 @@ class VectorParameter(BindParameter[Any]):
 
 def operand(value: object, like: VectorTypeEngine) -> ColumnElement[Any]:
     """Return ``value`` as an SQL expression, checking a Python value against a column's type at once."""
+    if isinstance(value, BindParameter) and isinstance(value.type, NullType):
+        # bindparam("query"): a statement that is built once and executed with many vectors.
+        return bindparam(value.key, value.value, type_=like, unique=value.unique)  # type: ignore[arg-type]
     if isinstance(value, ClauseElement) or hasattr(value, "__clause_element__"):
         return vector_type_of(value)[0]
     return VectorParameter(

@@ -19,7 +19,7 @@ from sqlalchemy.sql.selectable import Alias, FromClause
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from sqla_vector.exc import IndexNotUsable, InvalidIdentifier, InvalidOption
-from sqla_vector.metrics import Metric, default_metric, resolve_metric
+from sqla_vector.metrics import METRICS, Metric, default_metric, resolve_metric
 from sqla_vector.types import VectorType
 
 __all__ = [
@@ -287,9 +287,30 @@ def index_key(index: Index) -> VectorIndexKey | None:
     return None
 
 
+def _pgvector_key(index: Index) -> VectorIndexKey | None:
+    """Return the key of an index declared as for pgvector-python, so that searches use it on PostgreSQL.
+
+    ``Index("ix", Item.embedding, postgresql_using="hnsw", postgresql_ops={"embedding": "vector_l2_ops"})``
+    """
+    options = index.dialect_options["postgresql"]
+    columns = list(index.expressions)
+    column = columns[0] if len(columns) == 1 else None
+    if options["using"] not in ("hnsw", "ivfflat") or not isinstance(column, Column):
+        return None
+    opclass = (options["ops"] or {}).get(column.key)
+    if not isinstance(column.type, VectorType) or column.type.dim is None:
+        return None
+    for metric in METRICS.values():
+        if column.type.kind in metric.kinds and metric.opclass(column.type.kind) == opclass:
+            lists = dict(options["with"] or {}).get("lists")
+            build = () if lists is None else (("lists", int(lists)),)
+            return VectorIndexKey(column, IndexSpec(metric.name, method=options["using"], options=build))
+    return None
+
+
 def vector_indexes(table: Table) -> list[tuple[Index, VectorIndexKey]]:
     """Return the vector indexes of a table, the most precise first."""
-    found = [(index, key) for index in table.indexes if (key := index_key(index)) is not None]
+    found = [(index, key) for index in table.indexes if (key := index_key(index) or _pgvector_key(index)) is not None]
     return sorted(found, key=lambda pair: (_PRECISIONS.index(pair[1].spec.precision), str(pair[0].name)))
 
 

@@ -63,9 +63,10 @@ def served_by(key: VectorIndexKey) -> tuple[str, str]:
 def why_unused(connection: Connection, name: str, key: VectorIndexKey, criterion: NearestCriterion | None) -> str:
     """Return why a declared index is not in the plan."""
     settings = settings_of(connection.dialect)
-    index = next(i for i, k in vector_indexes(key.column.table) if k is key)
+    index = next(i for i, _ in vector_indexes(key.column.table) if i.name == name)
     vec0 = vec0_index(index)
-    assert vec0 is not None
+    if vec0 is None:
+        return f"{name} is declared for PostgreSQL only; vector_index() declares one for both databases"
     reason = vec0.unusable()
     if reason is not None:
         return f"{name} is not built on SQLite: {reason}"
