@@ -1,0 +1,148 @@
+"""Indexes of reduced precision on real data: rerank keeps the recall, the distances stay exact."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, insert, select, text
+
+from sqla_vector import Vector, nearest, nearest_each, vector_index
+from tests.support.brute_force import assert_equal, engine_that_indexes
+from tests.support.brute_force import nearest as brute_force
+
+K = 10
+DIGITS = load_digits()
+# Centred, so that the sign of an element says something, by whole numbers, so that equal distances stay equal.
+MATRIX = (DIGITS.data - DIGITS.data.mean(axis=0).round()).astype(np.float32)
+VECTORS = dict(enumerate(MATRIX, start=1))
+LABELS = dict(enumerate(map(int, DIGITS.target), start=1))
+QUERIES = {key: VECTORS[key] for key in range(1, len(VECTORS), 60)}
+PRECISIONS = pytest.mark.parametrize("precision", ["full", "half", "int8", "binary"])
+
+
+@functools.cache
+def ranking(key: int, metric: str) -> list[tuple[int, float]]:
+    """Return all rows, nearest first, to the row that is the query."""
+    return brute_force(VECTORS, VECTORS[key], len(VECTORS), metric)
+
+
+def make_table(precision: str, metric: str) -> Table:
+    return Table(
+        "digit",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("label", Integer),
+        Column("embedding", Vector(64)),
+        vector_index(
+            "ix_digit",
+            "embedding",
+            metric=metric,
+            precision=precision,
+            include=("label",),
+            value_range=16,
+        ),
+    )
+
+
+def fill(connection: Connection, table: Table) -> None:
+    table.create(connection)
+    rows = [{"id": k, "label": int(DIGITS.target[k - 1]), "embedding": v} for k, v in VECTORS.items()]
+    connection.execute(insert(table), rows)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_recall_of_reduced_precision_on_real_digits(backend, precision, metric):
+    table = make_table(precision, metric)
+
+    def check(connection: Connection) -> None:
+        fill(connection, table)
+        if backend.family == "postgresql":
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+        column, everything = table.c.embedding, select(table.c.id)
+        is_exact = backend.name == "sqlite_numpy" or (backend.family == "sqlite" and precision == "full")
+        hits = filtered = 0
+        for key, query in QUERIES.items():
+            expected = ranking(key, metric)[:K]
+            rows = connection.execute(nearest(everything, column, query, k=K)).all()
+            if is_exact:
+                assert_equal(rows, expected)
+            # However approximate the choice of rows is, their order and distances are exact.
+            assert len(rows) == K
+            found = {row.id for row in rows}
+            assert_equal(rows, [pair for pair in ranking(key, metric) if pair[0] in found])
+            hits += len(found & {key for key, _ in expected})
+
+            # Filtered rows are not simply the nearest ones.
+            stmt = nearest(everything.where(table.c.label == 3), column, query, k=K)
+            threes = [pair for pair in ranking(key, metric) if LABELS[pair[0]] == 3][:K]
+            rows = connection.execute(stmt).all()
+            assert len(rows) == K
+            filtered += len({row.id for row in rows} & {key for key, _ in threes})
+        exact = connection.execute(nearest(everything, column, QUERIES[1], k=K, exact=True)).all()
+        assert_equal(exact, ranking(1, metric)[:K])
+        wanted = 0.95 * K * len(QUERIES)
+        assert hits >= wanted, f"recall {hits / (K * len(QUERIES)):.3f}"
+        assert filtered >= wanted, f"filtered recall {filtered / (K * len(QUERIES)):.3f}"
+
+        keys = list(QUERIES)[:5]
+        each = connection.execute(nearest_each(everything, column, [VECTORS[key] for key in keys], k=K)).all()
+        assert [row.query for row in each] == [number for number in range(5) for _ in range(K)]
+        wanted_rows = {(number, other) for number, key in enumerate(keys) for other, _ in ranking(key, metric)[:K]}
+        assert len({(row.query, row.id) for row in each} & wanted_rows) >= 0.9 * len(wanted_rows)
+
+    backend.run_connection(engine_that_indexes(backend), check)
+
+
+@pytest.mark.parametrize("precision", ["half", "int8", "binary"])
+def test_oversampling_everything_is_exact(backend, precision):
+    """As many candidates as there are rows: nothing can be missed but by the graph."""
+    table = make_table(precision, "cosine")
+
+    def check(connection: Connection) -> None:
+        fill(connection, table)
+        for key in list(QUERIES)[:6]:
+            query = VECTORS[key]
+            stmt = nearest(select(table.c.id), table.c.embedding, query, k=K, oversample=100, ef_search=1_000)
+            found = {row.id for row in connection.execute(stmt)}
+            assert len(found & {other for other, _ in ranking(key, "cosine")[:K]}) >= K - 1
+        rows = connection.execute(nearest(select(table.c.id), table.c.embedding, query, k=len(VECTORS) + 5)).all()
+        assert {row.id for row in rows} == set(VECTORS)
+        assert [row.distance for row in rows] == sorted(row.distance for row in rows)
+
+    backend.run_connection(engine_that_indexes(backend), check)
+
+
+@pytest.mark.backends("sqlite_stdlib", "pysqlite3", "aiosqlite")
+@PRECISIONS
+def test_vec0_serves_the_search_in_every_form(backend, precision):
+    table = make_table(precision, "cosine")
+
+    def check(connection: Connection) -> None:
+        fill(connection, table)
+        column, query = table.c.embedding, MATRIX[0]
+        labelled = select(table.c.id).where(table.c.label == 3)
+        other = table.alias("other")
+        for stmt in (
+            nearest(select(table.c.id), column, query),
+            nearest(labelled, column, query),
+            nearest(select(table.c.id).where(table.c.id > 20), column, query),
+            nearest(select(table.c.id), column, query).offset(20),
+            nearest(select(table.c.id), column, query, max_distance=1),
+            nearest(select(other.c.id), other.c.embedding, query),
+            nearest_each(labelled, column, [query, query]),
+        ):
+            script = str(stmt.compile(connection, compile_kwargs={"literal_binds": True}))
+            plan = "\n".join(row.detail for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {script}"))
+            assert "SCAN ix_digit VIRTUAL TABLE INDEX" in plan, plan
+            # The few rows found are looked up by key; the table is scanned in the branch that is not taken at most.
+            assert "USING INTEGER PRIMARY KEY (rowid=?)" in plan, plan
+        exact = str(nearest(select(table.c.id), column, query, exact=True).compile(connection))
+        assert "ix_digit" not in exact
+        assert "ix_digit" not in str(nearest(select(table.c.id), column, query, metric="l2").compile(connection))
+        assert "ix_digit" not in str(nearest(select(table.c.id), column, query, k=4_097).compile(connection))
+
+    backend.run_connection(engine_that_indexes(backend), check)
