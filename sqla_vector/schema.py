@@ -310,7 +310,9 @@ def _pgvector_key(index: Index) -> VectorIndexKey | None:
 
 def vector_indexes(table: Table) -> list[tuple[Index, VectorIndexKey]]:
     """Return the vector indexes of a table, the most precise first."""
-    found = [(index, key) for index in table.indexes if (key := index_key(index) or _pgvector_key(index)) is not None]
+    # A key is an SQL expression and has no truth value, so this is no place for "or".
+    keys = ((index, own if (own := index_key(index)) is not None else _pgvector_key(index)) for index in table.indexes)
+    found = [(index, key) for index, key in keys if key is not None]
     return sorted(found, key=lambda pair: (_PRECISIONS.index(pair[1].spec.precision), str(pair[0].name)))
 
 
