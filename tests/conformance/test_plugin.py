@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, create_engine, event, insert, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool, StaticPool
 
@@ -382,3 +384,34 @@ def test_passwords_are_not_in_messages(backend: Backend) -> None:
     with pytest.raises(DBAPIError) as caught:
         sv.capabilities(engine)
     assert "hunter2secret" not in str(caught.value)
+
+
+@pytest.mark.backends(family="sqlite")
+def test_errors_of_the_chosen_sqlite_module_are_sqlalchemys(backend: Backend, engine: AnyEngine) -> None:
+    backend.create_all(engine, metadata)
+    works(backend, engine, 1)
+    with pytest.raises(IntegrityError, match=r"UNIQUE constraint failed: item\.id"):
+        works(backend, engine, 1)
+    with pytest.raises(OperationalError, match="no such table: absent"):
+        backend.run_connection(engine, lambda connection: connection.execute(text("SELECT 1 FROM absent")))
+    version = backend.run_connection(engine, lambda connection: connection.scalar(text("SELECT sqlite_version()")))
+    assert sync_engine(engine).dialect.dbapi.sqlite_version == version  # type: ignore[union-attr]
+
+
+@pytest.mark.backends("aiosqlite")
+def test_an_engine_left_open_does_not_keep_the_process_alive(backend: Backend) -> None:
+    program = f"""
+import asyncio
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+engine = create_async_engine({str(backend.url)!r}, plugins=["sqla_vector"])
+
+async def main():
+    connection = await engine.connect()
+    print(await connection.scalar(text("SELECT 42")))
+
+asyncio.run(main())
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert finished.stdout.strip() == "42"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from threading import Thread
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,9 +133,29 @@ def _aiosqlite_over(module: Any, dialect_args: dict[str, Any]) -> dict[str, Any]
     import aiosqlite
     from sqlalchemy.dialects.sqlite.aiosqlite import AsyncAdapt_aiosqlite_dbapi
 
-    dialect_args["dbapi"] = AsyncAdapt_aiosqlite_dbapi(aiosqlite, module)
+    adapted: Any = AsyncAdapt_aiosqlite_dbapi(aiosqlite, module)
+    # aiosqlite names the errors and the version of sqlite3. By these SQLAlchemy knows what to wrap and what it can use.
+    for name in _ERRORS_AND_VERSION:
+        setattr(adapted, name, getattr(module, name))
+    dialect_args["dbapi"] = adapted
 
     def connect(*args: Any, iter_chunk_size: int = 64, **kw: Any) -> Any:
-        return aiosqlite.Connection(lambda: module.connect(*args, **kw), iter_chunk_size)
+        connection = aiosqlite.Connection(lambda: module.connect(*args, **kw), iter_chunk_size)
+        # As SQLAlchemy does, so that an engine that was not disposed of does not keep the process from ending.
+        thread: Any = connection if isinstance(connection, Thread) else connection._thread
+        thread.daemon = True
+        return connection
 
     return {"async_creator_fn": connect}
+
+
+_ERRORS_AND_VERSION: Final = (
+    "DatabaseError",
+    "Error",
+    "IntegrityError",
+    "NotSupportedError",
+    "OperationalError",
+    "ProgrammingError",
+    "sqlite_version",
+    "sqlite_version_info",
+)
