@@ -16,7 +16,6 @@ PROGRAMS = {
     "sqlite": "SQLite: nearest() over vec0, reduced precision, writes to an indexed table",
     "plugin": "what the plugin costs a model without vectors, and importing the package",
     "memory": "memory while a generator of a million rows is loaded",
-    "scaling": "how searches grow with rows and dimensions",
 }
 
 
@@ -29,7 +28,9 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     parser.add_argument("name", nargs="*", help="the programs to run (default: all)")
     parser.add_argument("--rows", type=int, help="at most so many rows, to try something out")
     parser.add_argument("--repeat", type=int, default=5, help="rounds of each comparison (default: 5)")
-    parser.add_argument("--json", type=Path, help=f"where to keep the figures (default: {report.RESULTS.name},\nif full)")
+    parser.add_argument(
+        "--json", type=Path, help=f"where to keep the figures (default: {report.RESULTS.name},\nif full)"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.name) - set(PROGRAMS)
     if unknown:

@@ -20,7 +20,7 @@ def line(figure: Figure) -> str:
     met = {True: "met", False: "NOT MET", None: ""}[figure.is_met]
     compared = f"{figure.what} / {figure.against}"
     values = f"{figure.ours:>16} {figure.other:>16} {figure.ratio:8.2f}"
-    return f"{compared:75} {values}  {str(figure.floor or ''):14} {met}"
+    return f"{compared:75} {values}  {figure.floor or ''!s:14} {met}"
 
 
 def keep(figures: list[Figure], path: Path) -> None:

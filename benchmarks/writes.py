@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from benchmarks.data import clustered
-from benchmarks.harness import DIM, Figure, Run, Variant
+from benchmarks.harness import Figure, Run, Variant
 from benchmarks.models import Ours, Plain, Theirs
 from benchmarks.postgresql import asyncpg_engine, engine, raw_connection, truncate
 from sqla_vector import bulk
@@ -57,15 +57,17 @@ def copy_by_hand(connection: psycopg.Connection, ids: NDArray[Any], matrix: NDAr
     layout = [("fields", ">i2"), ("id_size", ">i4"), ("id", ">i4"), ("size", ">i4"), ("dim", ">i2"), ("zero", ">i2")]
     rows = np.empty(1000, np.dtype([*layout, ("values", ">f4", (dim,))]))
     rows["fields"], rows["id_size"], rows["size"], rows["dim"], rows["zero"] = 2, 4, 4 + 4 * dim, dim, 0
-    with connection.cursor() as cursor:
-        with cursor.copy("COPY bench_ours (id, embedding) FROM STDIN (FORMAT BINARY)") as copy:
-            copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
-            for start in range(0, len(matrix), len(rows)):
-                count = min(len(rows), len(matrix) - start)
-                rows["id"][:count] = ids[start : start + count]
-                rows["values"][:count] = matrix[start : start + count]
-                copy.write(rows[:count].tobytes())
-            copy.write(b"\xff\xff")
+    with (
+        connection.cursor() as cursor,
+        cursor.copy("COPY bench_ours (id, embedding) FROM STDIN (FORMAT BINARY)") as copy,
+    ):
+        copy.write(b"PGCOPY\n\xff\r\n\0" + bytes(8))
+        for start in range(0, len(matrix), len(rows)):
+            count = min(len(rows), len(matrix) - start)
+            rows["id"][:count] = ids[start : start + count]
+            rows["values"][:count] = matrix[start : start + count]
+            copy.write(rows[:count].tobytes())
+        copy.write(b"\xff\xff")
     connection.commit()
 
 
@@ -129,4 +131,3 @@ def measure(run: Run) -> Iterator[Figure]:
         )
         load_async_variant = Variant(lambda found: wait(load_async(asyncpg, found)), arrays(ours))
         yield run.compare(load_async_variant, load_ours).speed(GROUP, "bulk.load(), asyncpg", "psycopg", rows, 0.8)
-    assert DIM == matrix.shape[1]
