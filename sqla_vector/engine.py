@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, CreateEnginePlugin, Engine
@@ -82,6 +82,14 @@ def attach(
     if sync in _ATTACHED:
         return
     support.attach(dialect)
+    # Weakly: settings live as long as the dialect, which the engine holds.
+    known = ref(sync)
+
+    def forget_compiled() -> None:
+        if (alive := known()) is not None:
+            alive.clear_compiled_cache()
+
+    settings.forget_compiled = forget_compiled
 
     def connect(dbapi_connection: Any, record: Any) -> None:
         record.info[_PREPARED] = support.prepare_connection(dialect, dbapi_connection)

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from sqlalchemy import Column, Index, Table, event, func, select
+from sqlalchemy import Column, Index, Table, event, func, inspect, select
 from sqlalchemy.engine import Connection
+from sqlalchemy.schema import DropIndex
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.selectable import Alias, FromClause
 from sqlalchemy.sql.visitors import InternalTraversal
@@ -29,6 +30,7 @@ __all__ = [
     "check_identifier",
     "declared_index",
     "index_key",
+    "keep_automatic",
     "vector_index",
     "vector_indexes",
 ]
@@ -208,7 +210,7 @@ def vector_index(
         key = VectorIndexKey(table.c[column_name], _checked(index, table, column_name, spec))
         index.expressions = index._table_bound_expressions = [key]
 
-    return index.ddl_if(callable_=_has_enough_rows) if method == "auto" else index
+    return index.ddl_if(callable_=_decide_by_rows) if method == "auto" else index
 
 
 def _build_options(
@@ -266,10 +268,16 @@ def _checked(index: Index, table: Table, column_name: str, spec: IndexSpec) -> I
     )
 
 
-def _has_enough_rows(ddl: Any, target: Any, bind: Any, *args: Any, **kw: Any) -> bool:
+def _decide_by_rows(ddl: Any, target: Any, bind: Any, *args: Any, **kw: Any) -> bool:
+    """Tell whether an index with ``method="auto"`` is to be created, or dropped, now."""
     # Without a connection (an SQL script, a mock engine) the index is written out.
     if bind is None or not hasattr(bind, "scalar"):
         return True
+    if isinstance(ddl, DropIndex):
+        # Not by the number of rows, which may be another than when it was built.
+        table = target.table
+        schema = bind.schema_for_object(table)
+        return bool(inspect(bind).has_index(table.name, target.name, schema=schema))
     return not is_small(bind, target.table)
 
 
@@ -277,6 +285,14 @@ def is_small(connection: Connection, table: FromClause) -> bool:
     """Tell whether a table has so few rows that an exact scan is as fast as an index."""
     counted = select(1).select_from(table).limit(AUTO_INDEX_ROWS).subquery()
     return bool((connection.scalar(select(func.count()).select_from(counted)) or 0) < AUTO_INDEX_ROWS)
+
+
+def keep_automatic(table: Table) -> None:
+    """Let the indexes with ``method="auto"`` of a copied table decide again: ``to_metadata()`` drops ``ddl_if``."""
+    for index in table.indexes:
+        key = index_key(index)
+        if key is not None and key.spec.method == "auto" and index._ddl_if is None:
+            index.ddl_if(callable_=_decide_by_rows)
 
 
 def index_key(index: Index) -> VectorIndexKey | None:

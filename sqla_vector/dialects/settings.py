@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -24,8 +25,12 @@ class Settings:
     """SQLite: use sqlite-vec where it can be loaded."""
     sqlite_vec: str | None = None
     """SQLite: the version of the loaded sqlite-vec, or None."""
-    vec0_tables: set[str] = field(default_factory=set)
-    """SQLite: names of the vec0 tables that exist."""
+    vec0_tables: set[tuple[str | None, str]] = field(default_factory=set)
+    """SQLite: the vec0 tables that exist, as ``(schema, name)``; the schema of the main database is None."""
+    vec0_changed: bool = False
+    """SQLite: whether a transaction has made or dropped vec0 tables, which its rollback undoes."""
+    forget_compiled: Callable[[], None] = lambda: None
+    """Empties the engine's cache of compiled statements, which depend on these settings."""
 
 
 _SETTINGS: WeakKeyDictionary[Dialect, Settings] = WeakKeyDictionary()

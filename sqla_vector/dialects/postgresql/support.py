@@ -21,7 +21,7 @@ from sqla_vector.dialects.postgresql.extension import (
 from sqla_vector.dialects.postgresql.types import PostgreSQLVector
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.expression import NearestCriterion
-from sqla_vector.schema import VectorIndexKey
+from sqla_vector.schema import VectorIndexKey, keep_automatic
 from sqla_vector.types import HalfVector, SparseVector, Vector, VectorType
 from sqla_vector.values import Codec
 
@@ -35,6 +35,7 @@ class PostgreSQLSupport:
         return PostgreSQLVector(type_.kind, type_.dim, type_.codec, type_.column_names, settings_of(dialect))
 
     def before_table_create(self, table: Table, connection: Connection) -> None:
+        keep_automatic(table)
         if create_extension_if_missing(connection) and settings_of(connection.dialect).attached:
             # This connection was made before the extension was.
             self._prepare(connection.dialect, connection.connection.dbapi_connection, in_transaction=True)

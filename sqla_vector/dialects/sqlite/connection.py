@@ -8,7 +8,7 @@ from typing import Any
 from sqla_vector.dialects.settings import Settings
 from sqla_vector.dialects.sqlite.functions import AGGREGATES, FUNCTIONS, STAND_INS
 
-__all__ = ["RawConnection", "prepare"]
+__all__ = ["RawConnection", "is_prepared", "prepare"]
 
 
 class RawConnection:
@@ -67,16 +67,19 @@ def _load_sqlite_vec(connection: RawConnection) -> str | None:
     return str(row[0])
 
 
-def prepare(dbapi_connection: Any, settings: Settings) -> RawConnection:
+def is_prepared(connection: RawConnection) -> bool:
+    """Tell whether :func:`prepare` has seen the connection."""
+    return bool(connection.rows("SELECT 1 FROM pragma_function_list WHERE name = 'vector_l2_normalize'"))
+
+
+def prepare(connection: RawConnection, settings: Settings) -> None:
     """Give a new connection all that the compiled SQL calls."""
-    connection = RawConnection(dbapi_connection)
     settings.sqlite_vec = _load_sqlite_vec(connection) if settings.load_extension else None
     functions = FUNCTIONS if settings.sqlite_vec else FUNCTIONS | STAND_INS
     for name, (arguments, function) in functions.items():
         connection.call("create_function", name, arguments, _none_for_none(function), deterministic=True)
     for name, (arguments, aggregate) in AGGREGATES.items():
         connection.call("create_aggregate", name, arguments, aggregate)
-    return connection
 
 
 def _none_for_none(function: Any) -> Any:

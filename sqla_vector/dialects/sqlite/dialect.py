@@ -15,7 +15,8 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.index import Vec0Statements, creatable, vec0_index, vec0_indexes
+from sqla_vector.dialects.sqlite.connection import RawConnection
+from sqla_vector.dialects.sqlite.index import Vec0Statements, creatable, exists, vec0_index, vec0_indexes
 from sqla_vector.expression import DistanceValue
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
 
@@ -95,8 +96,6 @@ class VectorDDLCompiler:
     """
 
     vector_script: list[str] | None = None
-    vec0_created: str | None = None
-    vec0_dropped: tuple[str, ...] = ()
 
     def _script(self: Any, statements: list[str]) -> str:
         self.vector_script = statements
@@ -108,9 +107,8 @@ class VectorDDLCompiler:
             return super().visit_create_index(create, *args, **kw)  # type: ignore[misc,no-any-return]
         if not creatable(index, settings_of(self.dialect)):
             return _NOTHING
-        self.vec0_created = index.name
         statements = Vec0Statements(index, self.preparer).create()
-        if create.if_not_exists and index.name in settings_of(self.dialect).vec0_tables:
+        if create.if_not_exists and exists(index, self.preparer, settings_of(self.dialect)):
             return _NOTHING
         return self._script(statements)  # type: ignore[no-any-return]
 
@@ -118,17 +116,16 @@ class VectorDDLCompiler:
         index = vec0_index(drop.element)
         if index is None:
             return super().visit_drop_index(drop, **kw)  # type: ignore[misc,no-any-return]
-        self.vec0_dropped = (index.name,)
         return self._script(Vec0Statements(index, self.preparer).drop())  # type: ignore[no-any-return]
 
     def visit_drop_table(self: Any, drop: DropTable, **kw: Any) -> str:
         statement: str = super().visit_drop_table(drop, **kw)  # type: ignore[misc]
-        # SQLite drops a table's triggers with it, but vec0 tables are tables of their own.
-        known = settings_of(self.dialect).vec0_tables
-        indexes = [index for index in vec0_indexes(drop.element) if index.name in known]
+        # SQLite drops a table's triggers with it, but vec0 tables are tables of their own.  Of which schema they are
+        # is not known here under schema_translate_map, and the statements bear that they are not there.
+        settings, translated = settings_of(self.dialect), self.schema_translate_map is not None
+        indexes = [i for i in vec0_indexes(drop.element) if translated or exists(i, self.preparer, settings)]
         if not indexes:
             return statement
-        self.vec0_dropped = tuple(index.name for index in indexes)
         dropped = [s for index in indexes for s in Vec0Statements(index, self.preparer).drop()]
         return self._script([*dropped, statement])  # type: ignore[no-any-return]
 
@@ -136,36 +133,60 @@ class VectorDDLCompiler:
 class VectorExecutionContext:
     """Mixin for the execution context: runs a script of DDL in a savepoint, all or nothing."""
 
+    vector_script: list[str] | None = None
+
     @classmethod
     def _init_ddl(cls: Any, dialect: Any, connection: Any, dbapi_connection: Any, options: Any, compiled: Any) -> Any:
         context = super()._init_ddl(dialect, connection, dbapi_connection, options, compiled)  # type: ignore[misc]
-        if compiled.vector_script:
-            context.statement = compiled.vector_script[-1]
-            context.unicode_statement = compiled.vector_script[-1]
+        script = compiled.vector_script
+        if script:
+            if compiled.schema_translate_map:
+                translated = options.get("schema_translate_map", {})
+                script = [compiled.preparer._render_schema_translates(statement, translated) for statement in script]
+            context.vector_script = script
+            # The script runs before it, so that whichever statement fails the savepoint is rolled back.
+            context.statement = context.unicode_statement = f"RELEASE SAVEPOINT {_SAVEPOINT}"
         return context
 
     def pre_exec(self: Any) -> None:
         super().pre_exec()  # type: ignore[misc]
-        if self.isddl and self.compiled is not None and self.compiled.vector_script:
-            self.cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
-            try:
-                for statement in self.compiled.vector_script[:-1]:
-                    self.root_connection._log_info(statement)
-                    self.cursor.execute(statement)
-            except BaseException:
-                self.cursor.execute(f"ROLLBACK TO {_SAVEPOINT}")
-                self.cursor.execute(f"RELEASE {_SAVEPOINT}")
-                raise
+        if not self.vector_script:
+            return
+        self.cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
+        try:
+            for statement in self.vector_script:
+                self.root_connection._log_info(statement)
+                self.cursor.execute(statement)
+        except BaseException as error:
+            self.cursor.execute(f"ROLLBACK TO SAVEPOINT {_SAVEPOINT}")
+            self.cursor.execute(f"RELEASE SAVEPOINT {_SAVEPOINT}")
+            self.root_connection._handle_dbapi_exception(error, statement, None, self.cursor, self)
 
     def post_exec(self: Any) -> None:
         super().post_exec()  # type: ignore[misc]
-        if self.isddl and self.compiled is not None and self.compiled.vector_script:
-            self.cursor.execute(f"RELEASE {_SAVEPOINT}")
-            known = settings_of(self.dialect).vec0_tables
-            if self.compiled.vec0_created:
-                known.add(self.compiled.vec0_created)
-            known.difference_update(self.compiled.vec0_dropped)
-            self.root_connection.engine.clear_compiled_cache()
+        if self.vector_script:
+            settings_of(self.dialect).vec0_changed = True
+            refresh_vec0_tables(self.dialect, RawConnection(self.root_connection.connection.dbapi_connection).rows)
+
+
+def _do_rollback(dialect: Any, dbapi_connection: Any) -> None:
+    type(dialect).do_rollback(dialect, dbapi_connection)
+    _after_rollback(dialect, dbapi_connection)
+
+
+def _do_rollback_to_savepoint(dialect: Any, connection: Any, name: str) -> None:
+    type(dialect).do_rollback_to_savepoint(dialect, connection, name)
+    _after_rollback(dialect, connection.connection.dbapi_connection)
+
+
+def _after_rollback(dialect: Any, dbapi_connection: Any) -> None:
+    """Learn again which vec0 tables exist, if a transaction before this may have changed that."""
+    settings = settings_of(dialect)
+    if settings.vec0_changed:
+        settings.vec0_changed = False
+        # The pool's own rollbacks come with its proxy of the connection.
+        raw = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
+        refresh_vec0_tables(dialect, RawConnection(raw).rows)
 
 
 def _get_table_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
@@ -240,9 +261,18 @@ def _reflect_vec0(connection: Connection, table_name: str, schema: str | None) -
 
 def refresh_vec0_tables(dialect: Dialect, execute: Any) -> None:
     """Learn which vec0 tables exist; ``execute`` runs SQL on a raw connection and returns its rows."""
-    settings_of(dialect).vec0_tables = {
-        row[0] for row in execute("SELECT name FROM sqlite_master WHERE sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'")
-    }
+    quote = dialect.identifier_preparer.quote_schema
+    found = set()
+    for (schema,) in execute("SELECT name FROM pragma_database_list"):
+        rows = execute(
+            f"SELECT name FROM {quote(schema)}.sqlite_master "
+            "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'"
+        )
+        found |= {(None if schema == "main" else schema, row[0]) for row in rows}
+    settings = settings_of(dialect)
+    if found != settings.vec0_tables:
+        settings.vec0_tables = found
+        settings.forget_compiled()
 
 
 def _mixed(mixin: type[Any], inner: Any) -> type[Any]:
@@ -255,17 +285,19 @@ def adapt(dialect: Any) -> None:
     dialect.ddl_compiler = _mixed(VectorDDLCompiler, dialect.ddl_compiler)
     dialect.execution_ctx_cls = _mixed(VectorExecutionContext, dialect.execution_ctx_cls)
     dialect.ischema_names = {**dialect.ischema_names, **_REFLECTED}
-    for name, function in _REFLECTION.items():
+    for name, function in _REPLACED.items():
         setattr(dialect, name, partial(function, dialect))
 
 
 def restore(dialect: Any) -> None:
     """Undo :func:`adapt`: what the dialect's class defines shows again."""
-    for name in ("statement_compiler", "ddl_compiler", "execution_ctx_cls", "ischema_names", *_REFLECTION):
+    for name in ("statement_compiler", "ddl_compiler", "execution_ctx_cls", "ischema_names", *_REPLACED):
         vars(dialect).pop(name, None)
 
 
-_REFLECTION: Final[dict[str, Callable[..., Any]]] = {
+_REPLACED: Final[dict[str, Callable[..., Any]]] = {
+    "do_rollback": _do_rollback,
+    "do_rollback_to_savepoint": _do_rollback_to_savepoint,
     "get_table_names": _get_table_names,
     "has_index": _has_index,
     "get_indexes": _get_indexes,

@@ -13,14 +13,14 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.expression import Executable
 
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.index import vec0_index
+from sqla_vector.dialects.sqlite.index import exists, vec0_index
 from sqla_vector.dialects.sqlite.search import MAX_K, OVERSAMPLE
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import VectorIndexKey, vector_indexes
 
 __all__ = ["explain", "served_by", "why_unused"]
 
-_VEC0_SCAN: Final = re.compile(r"SCAN (\S+) VIRTUAL TABLE INDEX")
+_VEC0_SCAN: Final = re.compile(r"SCAN (?:\S+\.)?([^\s.]+) VIRTUAL TABLE INDEX")
 
 
 class ExplainQueryPlan(Executable, ClauseElement):
@@ -43,7 +43,7 @@ def _render_explain(element: ExplainQueryPlan, compiler: SQLCompiler, **kw: Any)
 def explain(connection: Connection, stmt: Select[Any]) -> tuple[set[str], str]:
     """Return the names of the vec0 tables that are searched, and the plan as text."""
     rows = connection.execute(ExplainQueryPlan(stmt)).all()
-    known = settings_of(connection.dialect).vec0_tables
+    known = {name for _, name in settings_of(connection.dialect).vec0_tables}
     depth: dict[int, int] = {0: -1}
     lines, used = [], set()
     for number, parent, _, detail in rows:
@@ -72,7 +72,7 @@ def why_unused(connection: Connection, name: str, key: VectorIndexKey, criterion
         return f"{name} is not built on SQLite: {reason}"
     if settings.sqlite_vec is None:
         return f"{name} is not built: sqlite-vec is not loaded here (pip install 'sqla-vector[sqlite]')"
-    if name not in settings.vec0_tables:
+    if not exists(vec0, connection.dialect.identifier_preparer, settings):
         return f"{name} is declared but does not exist in the database; create it (index.create(), or a migration)"
     if criterion is None:
         return f"{name} is a vec0 table, which only nearest() can use; ORDER BY distance scans exactly"

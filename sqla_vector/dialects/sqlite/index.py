@@ -368,6 +368,16 @@ class Vec0Statements:
         )
 
 
+def exists(index: Vec0Index, preparer: IdentifierPreparer, settings: Settings) -> bool:
+    """Tell whether the vec0 table is there, as far as this engine knows.
+
+    False under ``schema_translate_map``: one compiled statement serves all the schemas that the map may name,
+    and only some of them may have the index.
+    """
+    schema = preparer.schema_for_object(index.table)
+    return (None if schema == "main" else schema, index.name) in settings.vec0_tables
+
+
 def creatable(index: Vec0Index, settings: Settings) -> bool:
     """Tell whether the vec0 table can be made on this connection.
 

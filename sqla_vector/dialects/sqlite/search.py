@@ -20,7 +20,7 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ColumnEleme
 
 from sqla_vector.dialects.scope import StatementScope
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.index import Metadata, Vec0Index, vec0_index
+from sqla_vector.dialects.sqlite.index import Metadata, Vec0Index, exists, vec0_index
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import declared_index, indexed_column
 
@@ -64,9 +64,10 @@ def serving_index(element: NearestCriterion, compiler: SQLCompiler) -> Vec0Index
     declared = declared_index(column, element.distance.metric)
     settings = settings_of(compiler.dialect)
     # A database file may have been indexed by a Python that could load sqlite-vec, and be searched by one that cannot.
-    if declared is None or settings.sqlite_vec is None or str(declared[0].name) not in settings.vec0_tables:
+    if declared is None or settings.sqlite_vec is None:
         return None
-    return vec0_index(declared[0])
+    index = vec0_index(declared[0])
+    return index if index is not None and exists(index, compiler.preparer, settings) else None
 
 
 def _among(scope: StatementScope, subquery: str) -> str:

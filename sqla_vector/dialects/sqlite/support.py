@@ -14,12 +14,12 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import RawConnection, prepare
+from sqla_vector.dialects.sqlite.connection import RawConnection, is_prepared, prepare
 from sqla_vector.dialects.sqlite.dialect import adapt, refresh_vec0_tables, restore
 from sqla_vector.dialects.sqlite.explain import explain, served_by, why_unused
 from sqla_vector.dialects.sqlite.types import SQLiteVector
 from sqla_vector.expression import NearestCriterion
-from sqla_vector.schema import VectorIndexKey
+from sqla_vector.schema import VectorIndexKey, keep_automatic
 from sqla_vector.types import VectorType
 from sqla_vector.values import Codec, as_matrix
 
@@ -33,7 +33,8 @@ class SQLiteSupport:
         return SQLiteVector(type_.kind, type_.dim, type_.codec, type_.column_names, settings_of(dialect))
 
     def before_table_create(self, table: Table, connection: Connection) -> None:
-        """Nothing to prepare: sqlite-vec belongs to the connection, not to the database."""
+        # sqlite-vec belongs to the connection, not to the database: nothing else to prepare.
+        keep_automatic(table)
 
     def choose_driver(self, driver: str, dialect_args: dict[str, Any]) -> dict[str, Any]:
         """Take pysqlite3 where Python's own sqlite3 cannot load extensions and pysqlite3 is installed."""
@@ -58,9 +59,13 @@ class SQLiteSupport:
         restore(dialect)
 
     def prepare_connection(self, dialect: Dialect, dbapi_connection: Any) -> bool:
-        connection = prepare(dbapi_connection, settings_of(dialect))
+        connection = RawConnection(dbapi_connection)
+        first = not is_prepared(connection)
+        if first:
+            prepare(connection, settings_of(dialect))
         refresh_vec0_tables(dialect, connection.rows)
-        return True
+        # Once more at checkout: an application attaches further databases when it is told of the connection.
+        return not first
 
     def begin(self, connection: Connection) -> None:
         # sqlite3 opens a transaction only before INSERT; a savepoint opened first would commit when released.
