@@ -74,10 +74,20 @@ class VectorTypeEngine(ABC):
         """Return the type of this vector's :func:`sqla_vector.binary_quantize`."""
 
 
+class _Double(Float[float]):
+    class Comparator(Float.Comparator[float]):
+        def _adapt_expression(self, op: Any, other_comparator: Any) -> tuple[Any, TypeEngine[Any]]:
+            # Arithmetic over a distance can be as undefined as it; SQLAlchemy 2.0 would make it a plain Float.
+            op, type_ = super()._adapt_expression(op, other_comparator)
+            return op, self.type if isinstance(type_, Float) else type_
+
+    comparator_factory = Comparator
+
+
 class DistanceValue(TypeDecorator[float]):
     """A float whose undefined value (PostgreSQL's NaN, SQLite's NULL) is None on every backend."""
 
-    impl = Float
+    impl = _Double
     cache_ok = True
 
     def process_result_value(self, value: float | None, dialect: Any) -> float | None:
