@@ -7,6 +7,7 @@ dialect module registers in :data:`DIALECTS`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
@@ -55,6 +56,9 @@ class DialectSupport(Protocol):
         self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]
     ) -> None:
         """Insert batches, each a number of rows and the values of every named column, the fastest way there is."""
+
+    def read_binary(self, connection: Connection, stmt: Select[Any]) -> AbstractContextManager[None]:
+        """Have a statement that is executed meanwhile return its results in binary, where that is a choice."""
 
     def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
         """Return what makes a matrix of the values of a column of :class:`EncodedVector`."""

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
+
+from sqlalchemy import Boolean, Date, DateTime, Enum, Float, Integer, LargeBinary, Select, String, event
+from sqlalchemy.engine import Connection
+from sqlalchemy.types import TypeEngine
 
 from sqla_vector.dialects.postgresql.types import BinaryParameter
 from sqla_vector.dialects.settings import Settings
+from sqla_vector.types import EncodedVector
 from sqla_vector.values import Codec, codec_for
 
-__all__ = ["prepare"]
+__all__ = ["binary_results", "prepare"]
 
 _LOCATE: Final = (
     "SELECT n.nspname, pg_catalog.pg_type_is_visible(t.oid) FROM pg_catalog.pg_type t"
@@ -46,6 +53,38 @@ def prepare(dbapi_connection: Any, driver: str, settings: Settings, *, in_transa
     if driver == "asyncpg":
         _set_codecs(dbapi_connection, name)
     return True
+
+
+_READ_ALIKE: Final = frozenset({Integer, Float, Boolean, LargeBinary, Date, DateTime, String, EncodedVector})
+"""Types whose values psycopg reads alike from text and from binary."""
+
+
+@contextmanager
+def binary_results(connection: Connection, stmt: Select[Any]) -> Iterator[None]:
+    """Have psycopg ask for binary results: as text, bytes come as hexadecimal digits, twice as long.
+
+    Only for a statement of types that are read alike; psycopg returns a type that it does not know, such as an
+    enum, as bytes in one format and as text in the other.
+    """
+    if connection.dialect.driver != "psycopg" or not all(
+        _is_read_alike(column.type) for column in stmt.selected_columns
+    ):
+        yield
+        return
+    from psycopg.pq import Format
+
+    def ask(conn: Any, cursor: Any, *args: Any) -> None:
+        getattr(cursor, "_cursor", cursor).format = Format.BINARY
+
+    event.listen(connection, "before_cursor_execute", ask)
+    try:
+        yield
+    finally:
+        event.remove(connection, "before_cursor_execute", ask)
+
+
+def _is_read_alike(type_: TypeEngine[Any]) -> bool:
+    return isinstance(type_, tuple(_READ_ALIKE)) and not isinstance(type_, Enum)
 
 
 def _locate(dbapi_connection: Any) -> tuple[str, bool] | None:

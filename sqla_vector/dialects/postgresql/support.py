@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from sqlalchemy import Select, Table, insert
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
-from sqla_vector.dialects.postgresql.connection import prepare
+from sqla_vector.dialects.postgresql.connection import binary_results, prepare
 from sqla_vector.dialects.postgresql.copy import copy_encoder, send
 from sqla_vector.dialects.postgresql.explain import explain, served_by, why_unused
 from sqla_vector.dialects.postgresql.extension import (
@@ -82,6 +83,9 @@ class PostgreSQLSupport:
         for _, columns in batches:
             rows = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
             connection.execute(insert(table), rows)
+
+    def read_binary(self, connection: Connection, stmt: Select[Any]) -> AbstractContextManager[None]:
+        return binary_results(connection, stmt)
 
     def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
         return codec.matrix_from_binary

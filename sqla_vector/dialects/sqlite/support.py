@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from threading import Thread
 from typing import Any, Final
 
@@ -86,6 +87,9 @@ class SQLiteSupport:
         for _, values in batches:
             encoded = [encode(column) for encode, column in zip(encoders, values, strict=True)]
             connection.exec_driver_sql(statement, list(zip(*encoded, strict=True)))
+
+    def read_binary(self, connection: Connection, stmt: Select[Any]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
         return codec.matrix_from_blobs
