@@ -1,6 +1,6 @@
 """Vectors in SQLAlchemy: one model and one ``select()`` on PostgreSQL (pgvector) and SQLite (sqlite-vec)."""
 
-from sqla_vector import bulk, dialects  # registers how our own elements compile
+from sqla_vector import dialects  # registers how our own elements compile
 from sqla_vector.engine import Capabilities, VectorPlugin, acapabilities, attach, capabilities, detach
 from sqla_vector.exc import (
     BulkLoadError,
@@ -70,7 +70,6 @@ __all__ = [
     "attach",
     "avg",
     "binary_quantize",
-    "bulk",
     "capabilities",
     "cosine_distance",
     "detach",

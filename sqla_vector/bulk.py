@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from sqlalchemy import Select, String, Table, inspect, type_coerce
 from sqlalchemy.engine import Connection, Dialect
 
+from sqla_vector.engine import connection_of
 from sqla_vector.exc import BulkLoadError, ExtensionMissing, InvalidOption, InvalidStatement
-from sqla_vector.types import DIALECTS, DialectSupport, EncodedVector, VectorType
+from sqla_vector.types import EncodedVector, VectorType, support_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
@@ -57,7 +58,7 @@ def load(connection: Connection | Session, target: Any, rows: Rows, *, progress:
             different lengths, a value that its column cannot take.
         InvalidVector: a value that is no vector; the message names the column and the row of the batch.
     """
-    bind = _bind(connection, "aload()")
+    bind = connection_of(connection, "aload()")
     table, names_by_key = _table_of(target)
     names, batches = _batches(rows, table, names_by_key)
     if not names:
@@ -72,7 +73,7 @@ def load(connection: Connection | Session, target: Any, rows: Rows, *, progress:
                 loaded += batch[0]
                 report(loaded)
 
-    support = _support(bind.dialect)
+    support = support_of(bind.dialect)
     support.begin(bind)
     with bind.begin_nested():
         support.insert_batches(bind, table, names, counted())
@@ -112,10 +113,10 @@ def read(
         InvalidStatement: the statement selects entities.
         InvalidOption: ``batch_size`` is no whole number from 1, or a vector column has no dimension.
     """
-    bind = _bind(connection, "aread()")
+    bind = connection_of(connection, "aread()")
     wrapped, decoders = _for_reading(stmt, batch_size, bind.dialect)
     fetched = min(batch_size, _ROWS_PER_FETCH)
-    with _support(bind.dialect).read_binary(bind, wrapped):
+    with support_of(bind.dialect).read_binary(bind, wrapped):
         result = connection.execute(wrapped, execution_options={"stream_results": True, "max_row_buffer": fetched})
     with result:
         collected = _Collector(list(result.keys()), decoders, batch_size)
@@ -128,10 +129,10 @@ async def aread(
     connection: AsyncConnection | AsyncSession, stmt: Select[Any], *, batch_size: int = 10_000
 ) -> AsyncIterator[dict[str, NDArray[Any]]]:
     """Do the same as :func:`read`, on an AsyncConnection or AsyncSession."""
-    bind = await connection.run_sync(lambda sync: _bind(sync, "aread()"))
+    bind = await connection.run_sync(lambda sync: connection_of(sync, "aread()"))
     wrapped, decoders = _for_reading(stmt, batch_size, bind.dialect)
     fetched = min(batch_size, _ROWS_PER_FETCH)
-    with _support(bind.dialect).read_binary(bind, wrapped):
+    with support_of(bind.dialect).read_binary(bind, wrapped):
         result = await connection.stream(wrapped, execution_options={"max_row_buffer": fetched})
     try:
         collected = _Collector(list(result.keys()), decoders, batch_size)
@@ -142,24 +143,6 @@ async def aread(
             yield batch
     finally:
         await result.close()
-
-
-def _bind(connection: Any, for_async: str) -> Connection:
-    """Return the Connection of a Connection or Session."""
-    # Not isinstance(..., Session): importing sqlalchemy.orm takes longer than importing this package.
-    bind = connection if isinstance(connection, Connection) else getattr(connection, "connection", lambda: None)()
-    if not isinstance(bind, Connection):
-        raise InvalidOption(
-            f"expected a Connection or Session, got {type(connection).__name__}; for async: {for_async}"
-        )
-    return bind
-
-
-def _support(dialect: Dialect) -> DialectSupport:
-    support = DIALECTS.get(dialect.name)
-    if support is None:
-        raise InvalidOption(f"sqla_vector serves {' and '.join(DIALECTS)}, not {dialect.name}")
-    return support
 
 
 def _table_of(target: Any) -> tuple[Table, dict[str, str]]:
@@ -286,7 +269,7 @@ def _for_reading(stmt: Select[Any], batch_size: int, dialect: Dialect) -> tuple[
         raise InvalidStatement(f"bulk.read() takes a select() of columns, got {type(stmt).__name__}")
     if any(isinstance(description["expr"], type) for description in stmt.column_descriptions):
         raise InvalidStatement("bulk.read() takes columns, not entities: select(Article.id, Article.embedding)")
-    support = _support(dialect)
+    support = support_of(dialect)
     columns: list[Any] = []
     decoders: list[Decoder] = []
     for column in stmt.selected_columns:

@@ -19,7 +19,7 @@ from sqlalchemy.engine.url import URL
 from sqla_vector.dialects import settings_of
 from sqla_vector.exc import InvalidOption
 from sqla_vector.schema import check_identifier
-from sqla_vector.types import DIALECTS
+from sqla_vector.types import DIALECTS, support_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -43,6 +43,21 @@ def _sync_engine(engine: Engine | AsyncEngine) -> Engine:
     if not isinstance(found, Engine):
         raise InvalidOption(f"expected an Engine or AsyncEngine, got {type(engine).__name__}")
     return found
+
+
+def connection_of(connection: Any, for_async: str) -> Connection:
+    """Return the Connection of a Connection or Session; ``for_async`` names the function for the async ones.
+
+    Raises:
+        InvalidOption: it is something else.
+    """
+    # Not isinstance(..., Session): importing sqlalchemy.orm takes longer than importing this package.
+    bind = connection if isinstance(connection, Connection) else getattr(connection, "connection", lambda: None)()
+    if not isinstance(bind, Connection):
+        raise InvalidOption(
+            f"expected a Connection or Session, got {type(connection).__name__}; for async: {for_async}"
+        )
+    return bind
 
 
 def attach(
@@ -70,9 +85,7 @@ def attach(
     """
     sync = _sync_engine(engine)
     dialect = sync.dialect
-    support = DIALECTS.get(dialect.name)
-    if support is None:
-        raise InvalidOption(f"sqla_vector serves {' and '.join(DIALECTS)}, not {dialect.name}")
+    support = support_of(dialect)
     settings = settings_of(dialect)
     if schema is not None:
         settings.schema = check_identifier(schema, "schema")
@@ -201,9 +214,7 @@ def capabilities(bind: Engine | Connection) -> Capabilities:
             return capabilities(connection)
     if not isinstance(bind, Connection):
         raise InvalidOption(f"expected an Engine or Connection, got {type(bind).__name__}; for async: acapabilities()")
-    support = DIALECTS.get(bind.dialect.name)
-    if support is None:
-        raise InvalidOption(f"sqla_vector serves {' and '.join(DIALECTS)}, not {bind.dialect.name}")
+    support = support_of(bind.dialect)
     return Capabilities(
         database=bind.dialect.name,
         **support.capabilities(bind),

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Float, Integer, Select, bindparam, literal_column, or_, select, union_all
 from sqlalchemy.inspection import inspect
-from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import iterate
 
@@ -24,6 +23,7 @@ from sqla_vector.schema import check_whole_number, declared_metrics
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.orm import Session
 
 __all__ = ["Hit", "asearch", "criterion_of", "nearest", "nearest_each", "nearest_to", "search"]
 
@@ -174,6 +174,8 @@ def nearest_to(column: Any, instance_or_pk: object, k: int = 10, **options: Any)
     Raises:
         InvalidOption: the column is no mapped attribute, or the key has the wrong number of parts.
     """
+    from sqlalchemy.orm import aliased  # already imported by whoever has a mapped attribute
+
     mapper = getattr(getattr(column, "parent", None), "mapper", None)
     if mapper is None:
         raise InvalidOption("nearest_to() needs a mapped attribute, for example Article.embedding")

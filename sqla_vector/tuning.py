@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Select
-from sqlalchemy.engine import Connection
-from sqlalchemy.orm import Session
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ColumnElement, Label, UnaryExpression
 from sqlalchemy.sql.visitors import iterate
 
-from sqla_vector.exc import InvalidOption, InvalidStatement
+from sqla_vector.engine import connection_of
+from sqla_vector.exc import InvalidStatement
 from sqla_vector.expression import Distance, NearestCriterion
 from sqla_vector.schema import VectorIndexKey, indexed_column, vector_indexes
 from sqla_vector.search import criterion_of
-from sqla_vector.types import DIALECTS
+from sqla_vector.types import support_of
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
 
 __all__ = ["SearchPlan", "aexplain_nearest", "explain_nearest"]
 
@@ -56,16 +57,10 @@ def explain_nearest(connection: Session | Connection, stmt: Select[Any]) -> Sear
     Raises:
         InvalidStatement: the statement is not ordered by a distance.
     """
-    bind = connection.connection() if isinstance(connection, Session) else connection
-    if not isinstance(bind, Connection):
-        raise InvalidOption(
-            f"expected a Session or Connection, got {type(connection).__name__}; for async: aexplain_nearest()"
-        )
+    bind = connection_of(connection, "aexplain_nearest()")
     if not isinstance(stmt, Select):
         raise InvalidStatement(f"explain_nearest() takes a select(), got {type(stmt).__name__}")
-    support = DIALECTS.get(bind.dialect.name)
-    if support is None:
-        raise InvalidOption(f"sqla_vector serves {' and '.join(DIALECTS)}, not {bind.dialect.name}")
+    support = support_of(bind.dialect)
     search = _searched(stmt)
     column = indexed_column(search.distance.operands[0])
     declared = [(i, k) for i, k in vector_indexes(column.table) if k.column is column] if column is not None else []

@@ -12,14 +12,17 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import LargeBinary, Select, event, type_coerce
+from sqlalchemy import Boolean, LargeBinary, Select, event, type_coerce
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.schema import Column, Table
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql import operators
+from sqlalchemy.sql.elements import BinaryExpression, ColumnElement
+from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 from sqlalchemy.util import generic_repr
 
 from sqla_vector import expression
+from sqla_vector.exc import InvalidOption
 from sqla_vector.metrics import Kind
 from sqla_vector.values import Codec, ColumnNames, SparseArray, check_dimension, codec_for
 
@@ -80,8 +83,30 @@ DIALECTS: dict[str, DialectSupport] = {}
 """Dialect name to its support; filled by the modules of :mod:`sqla_vector.dialects`."""
 
 
+def support_of(dialect: Dialect) -> DialectSupport:
+    """Return the support for a dialect.
+
+    Raises:
+        InvalidOption: there is none.
+    """
+    found = DIALECTS.get(dialect.name)
+    if found is None:
+        raise InvalidOption(f"sqla_vector serves {' and '.join(DIALECTS)}, not {dialect.name}")
+    return found
+
+
 class VectorComparator(UserDefinedType.Comparator[Any]):
     """Distances and operators of a vector column; each calls the free function of the same name."""
+
+    def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
+        expr = super().operate(op, *other, **kwargs)
+        if not isinstance(expr, BinaryExpression) or not operators.is_comparison(op):
+            return expr
+        if expr.operator in (operators.is_, operators.is_not):
+            return expr
+        # Renders the same, but an ORM-enabled UPDATE or DELETE cannot evaluate it in Python, where comparing arrays
+        # gives an array: the session's objects would silently stay as they were.
+        return type_coerce(expr, Boolean())
 
     def l2_distance(self, other: object) -> ColumnElement[float]:
         """See :func:`sqla_vector.l2_distance`."""

@@ -410,7 +410,12 @@ class HalfCodec(Codec[NDArray[np.float16]]):
     def from_blob(self, data: Any) -> NDArray[np.float16]:
         if isinstance(data, str):
             return _frozen(np.asarray(_parse_text(data), np.float16))
-        return _frozen(np.frombuffer(data, _F4_LE).astype(np.float16))
+        # SQLite computes on float32, so a sum or a product may be larger than a half vector can hold.
+        try:
+            with np.errstate(over="raise"):
+                return _frozen(np.frombuffer(data, _F4_LE).astype(np.float16))
+        except FloatingPointError:
+            raise NonFiniteVector("halfvec: an element of a computed vector overflows float16") from None
 
 
 def _named(column: object, dim: int, elements: Any) -> SparseArray:

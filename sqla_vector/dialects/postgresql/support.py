@@ -12,7 +12,6 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
 from sqla_vector.dialects.postgresql.connection import binary_results, prepare
-from sqla_vector.dialects.postgresql.copy import copy_encoder, send
 from sqla_vector.dialects.postgresql.explain import explain, served_by, why_unused
 from sqla_vector.dialects.postgresql.extension import (
     create_extension_if_missing,
@@ -76,6 +75,8 @@ class PostgreSQLSupport:
     def insert_batches(
         self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]
     ) -> None:
+        from sqla_vector.dialects.postgresql.copy import copy_encoder, send  # not needed by most programs
+
         encoder = copy_encoder(connection, table, names)
         if encoder is not None:
             send(connection, table, names, encoder.blocks(batches))
