@@ -13,7 +13,7 @@ from sqlalchemy import Boolean, Float, Integer, bindparam, literal_column, type_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import BindParameter, ClauseElement, ColumnElement, SQLColumnExpression
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ClauseElement, ColumnElement, SQLColumnExpression
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
@@ -25,6 +25,7 @@ from sqla_vector.values import Codec
 __all__ = [
     "Distance",
     "NearestCriterion",
+    "VectorComparison",
     "VectorFunction",
     "VectorParameter",
     "avg",
@@ -234,6 +235,33 @@ class VectorParameter(BindParameter[Any]):
     """A vector that was checked when the statement was built, and so is never NULL, as a user's parameter may be."""
 
     inherit_cache = True
+
+
+class VectorComparison(BinaryExpression[Any]):
+    """A comparison of vectors or with NULL, ``column == vector``, that SQLAlchemy cannot evaluate in Python.
+
+    Were it an ordinary one, an ORM-enabled UPDATE or DELETE would compare arrays, which gives an array and not True,
+    and the session's objects would silently stay as they were.  As it is, the rows are fetched instead.
+    """
+
+    __visit_name__ = "sqla_vector_comparison"
+    inherit_cache = True
+
+    @classmethod
+    def of(cls, comparison: BinaryExpression[Any]) -> VectorComparison:
+        """Return a comparison of vectors that is equal to any other one."""
+        return cls(
+            comparison.left,
+            comparison.right,
+            comparison.operator,
+            type_=comparison.type,
+            negate=comparison.negate,
+            modifiers=comparison.modifiers,
+        )
+
+    def _negate(self) -> Any:
+        found = super()._negate()  # type: ignore[no-untyped-call]
+        return VectorComparison.of(found) if isinstance(found, BinaryExpression) else found
 
 
 def operand(value: object, like: VectorTypeEngine) -> ColumnElement[Any]:
@@ -466,6 +494,11 @@ def _aggregate(operation: str, column: object) -> ColumnElement[Any]:
 def _render_as_function(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
     # print(stmt) without an engine: readable, and a database's own spelling is not pretended.
     return f"{element.name}({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(VectorComparison)
+def _render_comparison(element: VectorComparison, compiler: SQLCompiler, **kw: Any) -> str:
+    return str(compiler.visit_binary(element, **kw))  # type: ignore[no-untyped-call]
 
 
 @compiles(NearestCriterion)

@@ -12,10 +12,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Boolean, LargeBinary, Select, event, type_coerce
+from sqlalchemy import LargeBinary, Select, event, type_coerce
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.schema import Column, Table
-from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import BinaryExpression, ColumnElement
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
@@ -99,14 +98,8 @@ class VectorComparator(UserDefinedType.Comparator[Any]):
     """Distances and operators of a vector column; each calls the free function of the same name."""
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
-        expr = super().operate(op, *other, **kwargs)
-        if not isinstance(expr, BinaryExpression) or not operators.is_comparison(op):
-            return expr
-        if expr.operator in (operators.is_, operators.is_not):
-            return expr
-        # Renders the same, but an ORM-enabled UPDATE or DELETE cannot evaluate it in Python, where comparing arrays
-        # gives an array: the session's objects would silently stay as they were.
-        return type_coerce(expr, Boolean())
+        found = super().operate(op, *other, **kwargs)
+        return expression.VectorComparison.of(found) if isinstance(found, BinaryExpression) else found
 
     def l2_distance(self, other: object) -> ColumnElement[float]:
         """See :func:`sqla_vector.l2_distance`."""

@@ -215,3 +215,11 @@ def test_vectors_can_be_compared_for_equality_and_null(backend: Backend, filled:
         assert len(connection.execute(select(func.coalesce(item.c.e, literal(OTHER, Vector(3)))).distinct()).all()) == 6
 
     backend.run_connection(filled, body)
+
+
+def test_a_half_vector_too_large_to_hold_is_an_error(backend: Backend, filled: AnyEngine) -> None:
+    def body(connection: Connection) -> None:
+        connection.execute(select(item.c.h * [60000, 1, 1]).where(item.c.id == 3)).all()
+
+    with pytest.raises(Exception, match="overflow"):
+        backend.run_connection(filled, body)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import ForeignKey, String, bindparam, delete, func, insert, select, update
+from sqlalchemy import ForeignKey, String, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy import inspect as inspect_instance
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import (
@@ -326,6 +326,39 @@ def test_an_update_evaluated_in_python_keeps_loaded_objects_right(backend: Backe
         assert np.asarray(found.half).tolist() == [2, 3, 4]
 
     backend.run(stored, body)
+
+
+def test_criteria_on_vectors_keep_loaded_objects_right(backend: Backend, created: AnyEngine) -> None:
+    """Python cannot evaluate them on objects, so the rows are fetched; a wrong guess would leave stale objects."""
+
+    def body(session: Session) -> None:
+        session.add_all(article(n, embedding=[n, 2, 3], half=[n, 2, 3], title=str(n)) for n in (1, 2, 3))
+        session.add(article(4, embedding=None, half=None, title="4"))
+        session.flush()
+        session.expire_all()
+        loaded = {one.id: one for one in session.scalars(select(Article))}
+        for criterion, expected in (
+            (Article.embedding == [1, 2, 3], {1}),
+            (Article.embedding != [1, 2, 3], {2, 3}),
+            (~(Article.half == [1, 2, 3]), {2, 3}),
+            (Article.embedding.in_([[1, 2, 3], [3, 2, 3]]), {1, 3}),
+            (Article.half.not_in([[1, 2, 3]]), {2, 3}),
+            (Article.embedding.is_(None), {4}),
+            (Article.embedding.is_not(None), {1, 2, 3}),
+            (and_(Article.embedding == None, Article.title == "4"), {4}),  # noqa: E711
+            (Article.bits == [1, 0, 1], {1, 2, 3, 4}),
+            (Article.sparse == SparseArray(3, {1: 2.0}), {1, 2, 3, 4}),
+            (l2_distance(Article.embedding, [2, 2, 3]) < 0.5, {2}),
+        ):
+            session.execute(update(Article).values(title="old"), execution_options={"synchronize_session": "fetch"})
+            session.execute(update(Article).where(Article.id == 4).values(title="4"))
+            session.execute(update(Article).where(criterion).values(title="new"))
+            assert {id_ for id_, one in loaded.items() if one.title == "new"} == expected, str(criterion)
+        session.execute(delete(Article).where(Article.embedding == [2, 2, 3]))
+        assert inspect_instance(loaded[2]).deleted
+        assert session.scalars(select(Article.id).order_by(Article.id)).all() == [1, 3, 4]
+
+    backend.run(created, body)
 
 
 def test_relationships_load_vectors(backend: Backend, created: AnyEngine) -> None:
