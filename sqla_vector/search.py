@@ -80,7 +80,8 @@ def nearest(
         min_similarity: leave out rows less similar than this; instead of ``max_distance``.
         exact: bypass indexes.
         oversample: candidates per row fetched from an index of reduced precision, before they are sorted by
-            exact distance (half 2, int8 4, binary 20).
+            exact distance (half 2, int8 4, binary 20; on SQLite binary takes up to 40 within a margin of bits,
+            and exactly as many as are given here).
         ef_search: hnsw on PostgreSQL, for this transaction, 1 to 1,000; by default what ``k`` needs.
         probes: ivfflat on PostgreSQL, for this transaction; by default the square root of ``lists``.
 

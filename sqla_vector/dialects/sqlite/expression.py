@@ -17,8 +17,8 @@ from sqla_vector.expression import Distance, VectorFunction, VectorParameter
 __all__ = ["distance_sql"]
 
 _FUNCTIONS: Final = {
-    "add": "vec_add",
-    "sub": "vec_sub",
+    "add": "vector_add",
+    "sub": "vector_sub",
     "mul": "vector_mul",
     "concat": "vector_concat",
     "l2_norm": "vector_l2_norm",

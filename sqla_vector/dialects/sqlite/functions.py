@@ -34,11 +34,26 @@ def _pair(left: Any, right: Any) -> tuple[NDArray[np.float32], NDArray[np.float3
 
 
 def _blob(vector: NDArray[Any]) -> bytes:
-    return vector.astype("<f4").tobytes()
+    """Return a result as a blob; as on PostgreSQL one that overflows is an error, not a vector with infinity."""
+    with np.errstate(over="ignore"):
+        result = vector.astype("<f4")
+    if not np.isfinite(result).all():
+        raise ValueError("value out of range: overflow")
+    return result.tobytes()
+
+
+def _elementwise(operation: Callable[[Any, Any], NDArray[Any]]) -> Callable[[Any, Any], bytes]:
+    def call(left: Any, right: Any) -> bytes:
+        a, b = _pair(left, right)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _blob(operation(a, b))
+
+    return call
 
 
 def _cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float | None:
-    product = float(np.dot(a, a)) * float(np.dot(b, b))
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = float(np.dot(a, a)) * float(np.dot(b, b))
     if product == 0.0:
         return None
     return float(min(2.0, max(0.0, 1.0 - float(np.dot(a, b)) / product**0.5)))
@@ -50,17 +65,19 @@ def _cosine_distance(left: Any, right: Any) -> float | None:
 
 def _l2_distance(left: Any, right: Any) -> float:
     a, b = _pair(left, right)
-    return float(np.linalg.norm(a - b))
+    # In double precision, where what is in range of single precision cannot overflow.
+    return float(np.linalg.norm(np.subtract(a, b, dtype=np.float64)))
 
 
 def _l1_distance(left: Any, right: Any) -> float:
     a, b = _pair(left, right)
-    return float(np.abs(a - b).sum(dtype=np.float64))
+    return float(np.abs(np.subtract(a, b, dtype=np.float64)).sum())
 
 
 def _negative_inner_product(left: Any, right: Any) -> float:
     a, b = _pair(left, right)
-    return -float(np.dot(a, b))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return -float(np.dot(a, b))
 
 
 def _hamming_distance(left: bytes, right: bytes) -> float:
@@ -123,7 +140,10 @@ def _sparse_normalize(blob: Any) -> bytes:
 FUNCTIONS: Final[dict[str, tuple[int, Callable[..., Any]]]] = {
     "vector_negative_inner_product": (2, _negative_inner_product),
     "vector_jaccard_distance": (2, _jaccard_distance),
-    "vector_mul": (2, lambda left, right: _blob(np.multiply(*_pair(left, right)))),
+    # sqlite-vec's vec_add and vec_sub would store infinity.
+    "vector_add": (2, _elementwise(np.add)),
+    "vector_sub": (2, _elementwise(np.subtract)),
+    "vector_mul": (2, _elementwise(np.multiply)),
     "vector_concat": (2, lambda left, right: _blob(np.concatenate([_vector(left), _vector(right)]))),
     "vector_l2_norm": (1, lambda blob: float(np.linalg.norm(_vector(blob)))),
     "vector_l2_normalize": (1, _normalize),
@@ -147,8 +167,6 @@ STAND_INS: Final[dict[str, tuple[int, Callable[..., Any]]]] = {
     "vec_distance_l1": (2, _l1_distance),
     "vec_distance_hamming": (2, _hamming_distance),
     "vec_bit": (1, lambda blob: blob),
-    "vec_add": (2, lambda left, right: _blob(np.add(*_pair(left, right)))),
-    "vec_sub": (2, lambda left, right: _blob(np.subtract(*_pair(left, right)))),
     "vec_length": (1, lambda blob: len(_vector(blob))),
     "vec_slice": (3, lambda blob, start, stop: _blob(_vector(blob)[start:stop])),
 }
@@ -168,6 +186,8 @@ class _Sum:
         vector = _vector(blob)
         if self.total is None:
             self.total = np.zeros(len(vector), np.float64)
+        if len(vector) != len(self.total):  # numpy would stretch a vector of one element
+            raise ValueError(f"vectors of {len(self.total)} and {len(vector)} dimensions")
         self.total += vector
         self.count += 1
 

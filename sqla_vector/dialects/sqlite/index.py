@@ -292,6 +292,17 @@ class Vec0Statements:
             )
         ]
 
+    def _release(self, key: str) -> list[str]:
+        """Return the statement that gives up the number of a key which no row has any more."""
+        if not self._index.has_text_key:
+            return []
+        return [
+            (
+                f"DELETE FROM {self._keys} WHERE key = {key} "
+                f"AND NOT EXISTS (SELECT 1 FROM {self._table} WHERE {self._key} = {key})"
+            )
+        ]
+
     def _unique_constraints(self) -> list[list[Column[Any]]]:
         """Return the columns of each UNIQUE constraint beside the primary key."""
         table = self._index.table
@@ -308,7 +319,10 @@ class Vec0Statements:
         cleared = self._clear_replaced()
         forgetting = {
             "insert": ("AFTER INSERT", [*cleared, self._forget(new)]),
-            "update": (f"AFTER UPDATE OF {of}", [*cleared, self._forget(old), self._forget(new)]),
+            "update": (
+                f"AFTER UPDATE OF {of}",
+                [*cleared, self._forget(old), self._forget(new), *self._release(old)],
+            ),
         }
         names, values = self._values("NEW")
         insert = f"INSERT INTO {self._vec0} ({names}) VALUES ({values})"
@@ -318,10 +332,7 @@ class Vec0Statements:
             # SELECT ... WHERE, because a SELECT may lose the type that sqlite-vec attaches to quantized vectors.
             yield self._trigger(event, when, [*body, *self._remember(new), insert], place)
             yield self._trigger(f"{event}_without", when, body, f"NOT ({place})")
-        forgotten = [self._forget(old)]
-        if self._index.has_text_key:
-            forgotten.append(f"DELETE FROM {self._keys} WHERE key = {old}")
-        yield self._trigger("delete", "AFTER DELETE", forgotten)
+        yield self._trigger("delete", "AFTER DELETE", [self._forget(old), *self._release(old)])
         if unique:
             noted = [self._note_replaced(columns) for columns in unique]
             yield self._trigger("replace", "BEFORE INSERT", noted)
@@ -332,10 +343,9 @@ class Vec0Statements:
 
     def _note_replaced(self, columns: list[Column[Any]]) -> str:
         same = " AND ".join(f"{self._quote(c.name)} = NEW.{self._quote(c.name)}" for c in columns)
-        return (
-            f"INSERT INTO {self._replaced} (key) SELECT {self._key} FROM {self._table} "
-            f"WHERE {same} AND {self._key} IS NOT NEW.{self._key}"
-        )
+        # The row itself may be among them: what is still there afterwards stays.  (Its key is no help to leave it
+        # out, because a key that SQLite generates is -1 before the INSERT.)
+        return f"INSERT INTO {self._replaced} (key) SELECT {self._key} FROM {self._table} WHERE {same}"
 
     def _clear_replaced(self) -> list[str]:
         if not self._unique_constraints():
@@ -344,9 +354,14 @@ class Vec0Statements:
             f"SELECT r.key FROM {self._replaced} AS r "
             f"WHERE NOT EXISTS (SELECT 1 FROM {self._table} AS t WHERE t.{self._key} = r.key)"
         )
+        cleared = [f"DELETE FROM {self._vec0} WHERE rowid IN ({gone})", f"DELETE FROM {self._replaced}"]
         if self._index.has_text_key:
-            gone = f"SELECT number FROM {self._keys} WHERE key IN ({gone})"
-        return [f"DELETE FROM {self._vec0} WHERE rowid IN ({gone})", f"DELETE FROM {self._replaced}"]
+            numbers = f"SELECT number FROM {self._keys} WHERE key IN ({gone})"
+            cleared[:1] = [
+                f"DELETE FROM {self._vec0} WHERE rowid IN ({numbers})",
+                f"DELETE FROM {self._keys} WHERE key IN ({gone})",
+            ]
+        return cleared
 
     def _trigger(self, event: str, when: str, body: list[str], condition: str | None = None) -> str:
         name = self._quote(f"{self._index.name}_{event}")

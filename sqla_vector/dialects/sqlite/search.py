@@ -11,6 +11,7 @@ Without: an exact scan.
 
 from __future__ import annotations
 
+from math import ceil, sqrt
 from typing import Any, Final
 
 from sqlalchemy.ext.compiler import compiles
@@ -24,12 +25,12 @@ from sqla_vector.dialects.sqlite.index import Metadata, Vec0Index, exists, vec0_
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import declared_index, indexed_column
 
-__all__ = ["MAX_K", "OVERSAMPLE"]
+__all__ = ["MAX_K", "oversample_of"]
 
 MAX_K: Final = 4_096
 """The most rows that one vec0 query returns."""
 
-OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 20}
+_OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 40}
 """Candidates per wanted row that are fetched from a vec0 table of each precision."""
 
 _COMPARISONS: Final = {
@@ -52,10 +53,18 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
     if scope.grouped:
         return f"({defined})"
     index = None if element.exact else serving_index(element, compiler)
-    oversample = 1 if index is None else element.oversample or OVERSAMPLE[index.precision]
+    oversample = 1 if index is None else oversample_of(element, index)
     if index is None or element.k * oversample >= MAX_K:
         return f"({_among(scope, _exact(scope, distance))} AND {defined})"
     return f"({_among(scope, _from_vec0(scope, index, distance, oversample))} AND {defined})"
+
+
+def oversample_of(element: NearestCriterion, index: Vec0Index) -> int:
+    """Return how many candidates per wanted row are fetched: as many as asked for, else what vec0 can return."""
+    usual = _OVERSAMPLE[index.precision]
+    if index.precision == "binary" and element.k * usual >= MAX_K:
+        usual //= 2
+    return element.oversample or usual
 
 
 def serving_index(element: NearestCriterion, compiler: SQLCompiler) -> Vec0Index | None:
@@ -114,7 +123,12 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     wanted = scope.wanted_sql
     # The number of rows is not known here when there is an OFFSET; past vec0's limit the exact branch serves.
     count_sql = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
-    limited = count_sql if scope.offset_sql is None else f"min({count_sql}, {MAX_K})"
+    limited = _at_most(count_sql, scope)
+    if index.precision == "binary" and scope.criterion.oversample is None:
+        # vec0's time grows with k times the rows.  A first scan for the k nearest by bits gives a distance, and a
+        # second only looks at the rows a margin beyond it.
+        nearest_bits = f"SELECT max(+distance) FROM (SELECT distance {match}{_at_most(wanted, scope)}{constraint})"
+        limited += f" AND distance <= ({nearest_bits}) + {_margin(index.key.dim)}"
     ctes.append(f"nearest_top AS MATERIALIZED (SELECT rowid AS number, distance AS d {match}{limited}{constraint})")
     rows = "SELECT number FROM nearest_top"
     too_many = [] if scope.offset_sql is None else [f"{count_sql} > {MAX_K}"]
@@ -134,6 +148,20 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     if too_many:
         rows += f" UNION ALL SELECT * FROM ({_exact(scope, distance, only_if=' OR '.join(too_many))})"
     return _with(ctes, rows)
+
+
+def _at_most(count: str, scope: StatementScope) -> str:
+    return count if scope.offset_sql is None else f"min({count}, {MAX_K})"
+
+
+def _margin(dim: int) -> int:
+    """Return how many bits farther than the k nearest by bits one of the k nearest may be.
+
+    The distance in bits of two vectors at a given angle is binomial, with a standard deviation of at most
+    ``sqrt(dim) / 2`` (Charikar, *Similarity estimation techniques from rounding algorithms*, STOC 2002); this is
+    3.6 of them.
+    """
+    return ceil(1.8 * sqrt(dim))
 
 
 def _with(ctes: list[str], rows: str) -> str:
