@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, and_, func, insert, literal, select, update
+from sqlalchemy.exc import DBAPIError
 
 import sqla_vector as sv
-from sqla_vector import HalfVector, SparseArray, SparseVector, Vector
+from sqla_vector import HalfVector, SparseArray, SparseVector, Vector, VectorError
 from tests.support.backends import AnyEngine, Backend
 
 metadata = MetaData()
@@ -217,9 +218,36 @@ def test_vectors_can_be_compared_for_equality_and_null(backend: Backend, filled:
     backend.run_connection(filled, body)
 
 
-def test_a_half_vector_too_large_to_hold_is_an_error(backend: Backend, filled: AnyEngine) -> None:
-    def body(connection: Connection) -> None:
-        connection.execute(select(item.c.h * [60000, 1, 1]).where(item.c.id == 3)).all()
+def test_a_result_too_large_to_hold_is_an_error_and_is_not_stored(backend: Backend, filled: AnyEngine) -> None:
+    e, h = item.c.e, item.c.h
+    huge = np.array([3e38, 1, 1], np.float32)
+    backend.run_connection(
+        filled, lambda connection: connection.execute(update(item).where(item.c.id == 1).values(e=huge))
+    )
+    for statement in (
+        update(item).where(item.c.id == 1).values(e=e + huge),
+        update(item).where(item.c.id == 1).values(e=e - huge * -1),
+        update(item).where(item.c.id == 1).values(e=e * huge),
+        select(h * [60000, 1, 1]).where(item.c.id == 3),
+    ):
+        with pytest.raises((DBAPIError, VectorError)):
+            backend.run_connection(filled, lambda connection: connection.execute(statement).all())  # noqa: B023
+    stored = backend.run_connection(filled, lambda connection: column_of(connection, e))
+    assert stored[1].tobytes() == huge.tobytes()
 
-    with pytest.raises(Exception, match="overflow"):
-        backend.run_connection(filled, body)
+
+def test_vectors_of_different_lengths_do_not_add_up(backend: Backend, filled: AnyEngine) -> None:
+    for ids in ([1, 2], [2, 1], [3, 1]):
+        given = select(item.c.free).where(item.c.id.in_(ids)).order_by(item.c.id.desc()).limit(5).subquery()
+        for aggregate in (sv.sum, sv.avg):
+            with pytest.raises(DBAPIError):
+                backend.run_connection(
+                    filled,
+                    lambda connection: connection.execute(select(aggregate(given.c.free))).all(),  # noqa: B023
+                )
+    for expression in (item.c.free + item.c.e, sv.l2_distance(item.c.free, item.c.e), item.c.e * item.c.free):
+        with pytest.raises(DBAPIError):
+            backend.run_connection(
+                filled,
+                lambda connection: connection.execute(select(expression).where(item.c.id == 1)).all(),  # noqa: B023
+            )

@@ -130,11 +130,11 @@ def test_columns_attributes_and_expressions_can_be_compared_with_each_other() ->
 
 
 FUNCTIONS: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "add": (lambda: item.c.e + V, "(item.e + %(param_1)s::VECTOR)", "vec_add(item.e, ?)"),
-    "sub": (lambda: item.c.e - V, "(item.e - %(param_1)s::VECTOR)", "vec_sub(item.e, ?)"),
+    "add": (lambda: item.c.e + V, "(item.e + %(param_1)s::VECTOR)", "vector_add(item.e, ?)"),
+    "sub": (lambda: item.c.e - V, "(item.e - %(param_1)s::VECTOR)", "vector_sub(item.e, ?)"),
     "mul": (lambda: item.c.e * V, "(item.e * %(param_1)s::VECTOR)", "vector_mul(item.e, ?)"),
     "concat": (lambda: item.c.e.concat([1, 2]), "(item.e || %(param_1)s::VECTOR)", "vector_concat(item.e, ?)"),
-    "add, half": (lambda: item.c.h + V, "(item.h + %(param_1)s::HALFVEC)", "vec_add(item.h, ?)"),
+    "add, half": (lambda: item.c.h + V, "(item.h + %(param_1)s::HALFVEC)", "vector_add(item.h, ?)"),
     "l2_norm": (lambda: sv.l2_norm(item.c.e), "vector_norm(item.e)", "vector_l2_norm(item.e)"),
     "l2_norm, half": (lambda: sv.l2_norm(item.c.h), "l2_norm(item.h)", "vector_l2_norm(item.h)"),
     "l2_norm, sparse": (lambda: sv.l2_norm(item.c.s), "l2_norm(item.s)", "vector_sparse_l2_norm(item.s)"),
@@ -186,7 +186,7 @@ def test_the_similarity_of_bits_divides_by_their_number() -> None:
 
 
 def test_operators_apply_to_what_operators_give() -> None:
-    assert sql((item.c.e - V) * item.c.e + V, SQLITE).count("vec_add(") == 1
+    assert sql((item.c.e - V) * item.c.e + V, SQLITE).count("vector_add(") == 1
     assert "vector_mul(" in sql((item.c.e - V) * item.c.e, SQLITE)
     assert sql(sv.subvector(item.c.e + item.c.e, 1, 2).l2_distance([1, 2]), POSTGRESQL) == (
         "(subvector((item.e + item.e), 1, 2) <-> %(param_1)s::VECTOR)"
