@@ -1,6 +1,7 @@
 """Vectors in SQLAlchemy: one model and one ``select()`` on PostgreSQL (pgvector) and SQLite (sqlite-vec)."""
 
 from sqla_vector import dialects  # registers how our own elements compile
+from sqla_vector.coercion import SparseArray
 from sqla_vector.engine import Capabilities, VectorPlugin, acapabilities, attach, capabilities, detach
 from sqla_vector.exc import (
     BulkLoadError,
@@ -16,7 +17,7 @@ from sqla_vector.exc import (
     UnsupportedMetric,
     VectorError,
 )
-from sqla_vector.expression import (
+from sqla_vector.functions import (
     avg,
     binary_quantize,
     cosine_distance,
@@ -38,7 +39,6 @@ from sqla_vector.schema import vector_index
 from sqla_vector.search import Hit, asearch, nearest, nearest_each, nearest_to, search
 from sqla_vector.tuning import SearchPlan, aexplain_nearest, explain_nearest
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
-from sqla_vector.values import SparseArray
 
 __version__ = "0.1.0.dev0"
 

@@ -20,10 +20,12 @@ from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 from sqlalchemy.util import generic_repr
 
-from sqla_vector import expression
+from sqla_vector import functions
+from sqla_vector.coercion import ColumnNames, SparseArray, check_dimension
 from sqla_vector.exc import InvalidOption
+from sqla_vector.expression import VectorComparison, VectorTypeEngine
 from sqla_vector.metrics import Kind
-from sqla_vector.values import Codec, ColumnNames, SparseArray, check_dimension, codec_for
+from sqla_vector.values import Codec, codec_for
 
 __all__ = ["BitVector", "HalfVector", "SparseVector", "Vector", "VectorType"]
 
@@ -99,48 +101,48 @@ class VectorComparator(UserDefinedType.Comparator[Any]):
 
     def operate(self, op: OperatorType, *other: Any, **kwargs: Any) -> ColumnElement[Any]:
         found = super().operate(op, *other, **kwargs)
-        return expression.VectorComparison.of(found) if isinstance(found, BinaryExpression) else found
+        return VectorComparison.of(found) if isinstance(found, BinaryExpression) else found
 
     def l2_distance(self, other: object) -> ColumnElement[float]:
         """See :func:`sqla_vector.l2_distance`."""
-        return expression.l2_distance(self.expr, other)
+        return functions.l2_distance(self.expr, other)
 
     def cosine_distance(self, other: object) -> ColumnElement[float]:
         """See :func:`sqla_vector.cosine_distance`."""
-        return expression.cosine_distance(self.expr, other)
+        return functions.cosine_distance(self.expr, other)
 
     def max_inner_product(self, other: object) -> ColumnElement[float]:
         """See :func:`sqla_vector.max_inner_product`."""
-        return expression.max_inner_product(self.expr, other)
+        return functions.max_inner_product(self.expr, other)
 
     def l1_distance(self, other: object) -> ColumnElement[float]:
         """See :func:`sqla_vector.l1_distance`."""
-        return expression.l1_distance(self.expr, other)
+        return functions.l1_distance(self.expr, other)
 
     def hamming_distance(self, other: object) -> ColumnElement[float]:
         """See :func:`sqla_vector.hamming_distance`."""
-        return expression.hamming_distance(self.expr, other)
+        return functions.hamming_distance(self.expr, other)
 
     def jaccard_distance(self, other: object) -> ColumnElement[float]:
         """See :func:`sqla_vector.jaccard_distance`."""
-        return expression.jaccard_distance(self.expr, other)
+        return functions.jaccard_distance(self.expr, other)
 
     def similarity(self, other: object, metric: str) -> ColumnElement[float]:
         """See :func:`sqla_vector.similarity`."""
-        return expression.similarity(self.expr, other, metric)
+        return functions.similarity(self.expr, other, metric)
 
     def __add__(self, other: object) -> ColumnElement[Any]:
-        return expression.add(self.expr, other)
+        return functions.add(self.expr, other)
 
     def __sub__(self, other: object) -> ColumnElement[Any]:
-        return expression.subtract(self.expr, other)
+        return functions.subtract(self.expr, other)
 
     def __mul__(self, other: object) -> ColumnElement[Any]:
-        return expression.multiply(self.expr, other)
+        return functions.multiply(self.expr, other)
 
     def concat(self, other: object) -> ColumnElement[Any]:
         """Return the concatenation of two vectors (``||`` in pgvector)."""
-        return expression.concat(self.expr, other)
+        return functions.concat(self.expr, other)
 
 
 class UnadaptedVector(UserDefinedType[Any]):
@@ -171,7 +173,7 @@ def column_spec(kind: str, dim: int | None) -> str:
     return kind.upper() if dim is None else f"{kind.upper()}({dim})"
 
 
-class VectorType(TypeDecorator[V], expression.VectorTypeEngine):
+class VectorType(TypeDecorator[V], VectorTypeEngine):
     """Base of the four column types."""
 
     impl = UnadaptedVector

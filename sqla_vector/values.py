@@ -1,4 +1,4 @@
-"""Values: what is accepted as a vector, and how it is written and read on the wire.  Knows no SQLAlchemy.
+"""Values: how vectors are written and read on the wire.  Knows no SQLAlchemy.
 
 Four codecs, one for each column kind, with the same six methods.  A codec checks a value once
 (:meth:`Codec.coerce`) and from then on works on a canonical numpy array:
@@ -23,219 +23,31 @@ import json
 import math
 import struct
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sqla_vector.exc import DimensionMismatch, InvalidOption, InvalidVector, NonFiniteVector
+from sqla_vector.coercion import (
+    FLOAT32,
+    SparseArray,
+    as_array,
+    as_float_array,
+    is_finite,
+    non_finite,
+)
+from sqla_vector.exc import DimensionMismatch, InvalidVector, NonFiniteVector
 
-__all__ = [
-    "MAX_DIMENSIONS",
-    "BitCodec",
-    "Codec",
-    "HalfCodec",
-    "SparseArray",
-    "SparseCodec",
-    "VectorCodec",
-    "check_dimension",
-    "codec_for",
-]
+__all__ = ["BitCodec", "Codec", "HalfCodec", "SparseCodec", "VectorCodec", "as_matrix", "codec_for"]
 
 V = TypeVar("V")
 
-_F4: Final = np.dtype("=f4")
 _F4_LE: Final = np.dtype("<f4")
 _F4_BE: Final = np.dtype(">f4")
 _F2_BE: Final = np.dtype(">f2")
 _I4_LE: Final = np.dtype("<i4")
 _I4_BE: Final = np.dtype(">i4")
-
-MAX_DIMENSIONS: Final[Mapping[str, int]] = {
-    "vector": 16_000,
-    "halfvec": 16_000,
-    "sparsevec": 1_000_000_000,
-    "bit": 64_000,
-}
-"""The largest dimension of each kind (pgvector manual; ``bit`` is the largest that pgvector can index)."""
-
-
-def check_dimension(dim: object, kind: str, type_name: str) -> int | None:
-    """Return ``dim`` if it is None or a whole number that a column of this kind can have.
-
-    Raises:
-        InvalidOption: anything else.
-    """
-    if dim is None:
-        return None
-    limit = MAX_DIMENSIONS[kind]
-    if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or not 1 <= dim <= limit:
-        raise InvalidOption(f"{type_name}({dim!r}): the dimension must be a whole number from 1 to {limit:,}")
-    return int(dim)
-
-
-class SparseArray:
-    """A sparse vector: its dimension and its non-zero elements.
-
-    Args:
-        dim: number of dimensions.
-        elements: a mapping ``{index: value}`` with indices counted from 0, or a pair ``(indices, values)`` of
-            equally long sequences.  Zero elements are dropped, indices are sorted.
-
-    Raises:
-        InvalidVector: an index outside ``0 <= index < dim``, repeated, or a value that is not a finite float32.
-
-    >>> SparseArray(5, {1: 2.0, 3: 0.5})
-    SparseArray(5, {1: 2.0, 3: 0.5})
-    """
-
-    __slots__ = ("dim", "indices", "values")
-
-    dim: int
-    indices: NDArray[np.int32]
-    values: NDArray[np.float32]
-
-    def __init__(self, dim: int, elements: Mapping[int, float] | tuple[Sequence[int] | NDArray[Any], Any]) -> None:
-        checked = check_dimension(dim, "sparsevec", "SparseArray")
-        if checked is None:
-            raise InvalidOption("SparseArray needs its dimension")
-        if isinstance(elements, Mapping):
-            raw_indices, raw_values = list(elements.keys()), list(elements.values())
-        else:
-            raw_indices, raw_values = elements[0], elements[1]  # type: ignore[assignment]
-        indices = np.asarray(raw_indices if len(raw_indices) else np.empty(0, np.int32))
-        if indices.ndim != 1 or indices.dtype.kind not in "iu":
-            raise InvalidVector("SparseArray: indices must be whole numbers")
-        values = _as_float_array(raw_values if len(raw_values) else np.empty(0, _F4), _F4, "SparseArray")
-        if indices.shape != values.shape:
-            raise InvalidVector(f"SparseArray: {len(indices)} indices but {len(values)} values")
-        if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= checked):
-            raise InvalidVector(f"SparseArray: an index is outside 0..{checked - 1}")
-        kept = values != 0
-        order = np.argsort(indices[kept], kind="stable")
-        self.dim = checked
-        self.indices = indices[kept][order].astype(np.int32)
-        self.values = values[kept][order]
-        if (np.diff(self.indices) == 0).any():
-            raise InvalidVector("SparseArray: an index is repeated")
-        self.indices.setflags(write=False)
-        self.values.setflags(write=False)
-
-    @classmethod
-    def from_dense(cls, values: Any) -> SparseArray:
-        """Make a sparse vector of the non-zero elements of a dense one of shape (n,)."""
-        dense = _as_float_array(values, _F4, "SparseArray")
-        (indices,) = np.nonzero(dense)
-        return cls(len(dense), (indices, dense[indices]))
-
-    def to_dense(self) -> NDArray[np.float32]:
-        """Return the vector as float32 of shape (dim,)."""
-        dense = np.zeros(self.dim, _F4)
-        dense[self.indices] = self.values
-        return dense
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SparseArray):
-            return NotImplemented
-        return (
-            self.dim == other.dim
-            and np.array_equal(self.indices, other.indices)
-            and np.array_equal(self.values, other.values)
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.dim, self.indices.tobytes(), self.values.tobytes()))
-
-    def __repr__(self) -> str:
-        elements = dict(zip(self.indices.tolist(), self.values.tolist(), strict=True))
-        return f"SparseArray({self.dim}, {elements})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (SparseArray, (self.dim, (self.indices, self.values)))
-
-
-def _reject_elements(value: Iterable[object], column: object) -> None:
-    """Raise for an element that numpy would silently convert, or convert into an object array."""
-    for position, element in enumerate(value):
-        if isinstance(element, (bool, np.bool_)):
-            raise InvalidVector(f"{column}: element {position} is a bool, expected a number")
-        if isinstance(element, (str, bytes)):
-            raise InvalidVector(f"{column}: element {position} is text, expected a number")
-        if isinstance(element, (complex, np.complexfloating)):
-            raise InvalidVector(f"{column}: element {position} is complex, expected a real number")
-        if element is None:
-            raise InvalidVector(f"{column}: element {position} is None, expected a number")
-        if isinstance(element, (list, tuple, np.ndarray)) and np.ndim(element):
-            raise InvalidVector(f"{column}: expected a flat sequence of numbers, element {position} is nested")
-
-
-_PLAIN_NUMBERS: Final = frozenset({float, int})
-
-
-def _as_array(value: Any, column: object) -> NDArray[Any]:
-    """Return any accepted input as a one-dimensional numeric array, without copying where possible."""
-    result: NDArray[Any]
-    if isinstance(value, (list, tuple)):
-        if not _PLAIN_NUMBERS.issuperset(map(type, value)):
-            _reject_elements(value, column)
-        try:
-            result = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InvalidVector(f"{column}: expected a flat sequence of numbers ({error})") from None
-    elif isinstance(value, (str, bytes, bytearray)):
-        raise InvalidVector(
-            f"{column}: expected a sequence of numbers, got {type(value).__name__}; "
-            "parse text and decode bytes before (numpy.frombuffer)"
-        )
-    elif isinstance(value, SparseArray):
-        result = value.to_dense()
-    elif isinstance(value, np.ma.MaskedArray):
-        raise InvalidVector(f"{column}: a masked array has elements without a value; fill it first")
-    else:
-        if not isinstance(value, (np.ndarray, np.generic, array, memoryview)):
-            if hasattr(value, "to_numpy"):  # pgvector's value objects, pandas
-                value = value.to_numpy()
-            elif not hasattr(value, "__array__"):
-                raise InvalidVector(f"{column}: expected a sequence of numbers, got {type(value).__name__}")
-        result = np.asarray(value)
-    if result.ndim != 1:
-        raise InvalidVector(f"{column}: expected one dimension, got an array of shape {result.shape}")
-    return result
-
-
-def _as_float_array(value: Any, dtype: np.dtype[Any], column: object) -> NDArray[Any]:
-    """Return ``value`` as a finite, contiguous array of ``dtype`` in the machine's byte order."""
-    given = _as_array(value, column)
-    if given.dtype.kind not in "fiu":
-        raise InvalidVector(f"{column}: expected numbers, got an array of {given.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        result = np.ascontiguousarray(given, dtype=dtype)
-    if not _is_finite(result):
-        raise _non_finite(given, result, column)
-    return result
-
-
-def _is_finite(values: NDArray[Any]) -> bool:
-    # A search through the bytes of the mask takes a third of the time of mask.all() on a short array.
-    mask: bytes = np.isfinite(values).tobytes()
-    return b"\0" not in mask
-
-
-class ColumnNames(list[str]):
-    """The names of the columns of one type, made into text only when a message needs it."""
-
-    def __str__(self) -> str:
-        return " or ".join(self) or "vector"
-
-
-def _non_finite(given: NDArray[Any], result: NDArray[Any], column: object) -> NonFiniteVector:
-    position = int(np.flatnonzero(~np.isfinite(result))[0])
-    element = given[position]
-    if np.isfinite(element):
-        return NonFiniteVector(f"{column}: element {position} is {element}, which overflows {result.dtype}")
-    return NonFiniteVector(f"{column}: element {position} is {element}, expected a finite number")
 
 
 def _frozen(result: NDArray[Any]) -> NDArray[Any]:
@@ -324,13 +136,13 @@ class VectorCodec(Codec[NDArray[np.float32]]):
         # The usual case first: it needs no conversion, only the two checks.
         if (
             type(value) is np.ndarray
-            and value.dtype is _F4
+            and value.dtype is FLOAT32
             and value.shape == self._shape
             and value.flags.c_contiguous
-            and _is_finite(value)
+            and is_finite(value)
         ):
             return value
-        result = _as_float_array(value, _F4, column)
+        result = as_float_array(value, FLOAT32, column)
         self.check_length(len(result), column)
         return result
 
@@ -339,29 +151,29 @@ class VectorCodec(Codec[NDArray[np.float32]]):
         return header + value.astype(_F4_BE).tobytes()
 
     def from_binary(self, data: Any) -> NDArray[np.float32]:
-        return _frozen(np.frombuffer(data, _F4_BE, -1, 4).astype(_F4))
+        return _frozen(np.frombuffer(data, _F4_BE, -1, 4).astype(FLOAT32))
 
     def missing(self) -> NDArray[np.float32]:
-        return np.full(self.dim or 0, np.nan, _F4)
+        return np.full(self.dim or 0, np.nan, FLOAT32)
 
     def matrix_from_binary(self, values: Sequence[Any]) -> NDArray[Any]:
         if self.dim is None or any(value is None for value in values):
             return super().matrix_from_binary(values)
         # Each value is a header as wide as one element, then the elements.
         joined = np.frombuffer(b"".join(values), _F4_BE).reshape(len(values), self.dim + 1)
-        return joined[:, 1:].astype(_F4)
+        return joined[:, 1:].astype(FLOAT32)
 
     def matrix_from_blobs(self, values: Sequence[Any]) -> NDArray[Any]:
         if self.dim is None or not all(type(value) is bytes for value in values):
             return super().matrix_from_blobs(values)
-        return np.frombuffer(b"".join(values), _F4_LE).reshape(len(values), self.dim).astype(_F4)
+        return np.frombuffer(b"".join(values), _F4_LE).reshape(len(values), self.dim).astype(FLOAT32)
 
     def to_text(self, value: NDArray[np.float32]) -> str:
         return (self._format or _text_format(len(value))) % tuple(value.tolist())
 
     def from_text(self, text: str) -> NDArray[np.float32]:
         """Read pgvector's (and sqlite-vec's JSON) text format."""
-        return _frozen(np.asarray(_parse_text(text), _F4))
+        return _frozen(np.asarray(_parse_text(text), FLOAT32))
 
     def to_blob(self, value: NDArray[np.float32]) -> bytes:
         return value.astype(_F4_LE, copy=False).tobytes()
@@ -388,7 +200,7 @@ class HalfCodec(Codec[NDArray[np.float16]]):
     kind = "halfvec"
 
     def coerce(self, value: Any, column: object) -> NDArray[np.float16]:
-        result = _as_float_array(value, np.dtype(np.float16), column)
+        result = as_float_array(value, np.dtype(np.float16), column)
         self.check_length(len(result), column)
         return result
 
@@ -452,7 +264,7 @@ class SparseCodec(Codec[SparseArray]):
         elif hasattr(value, "tocoo"):
             result = _from_scipy(value, column)
         else:
-            dense = _as_float_array(value, _F4, column)
+            dense = as_float_array(value, FLOAT32, column)
             self.check_length(len(dense), column)
             result = SparseArray.from_dense(dense)
         self.check_length(result.dim, column)
@@ -512,7 +324,7 @@ class BitCodec(Codec[NDArray[np.bool_]]):
         if isinstance(value, (list, tuple)) and all(isinstance(v, (bool, np.bool_)) for v in value):
             given: NDArray[Any] = np.asarray(value, dtype=np.bool_)
         else:
-            given = _as_array(value, column)
+            given = as_array(value, column)
         if given.dtype.kind != "b":
             if given.dtype.kind not in "fiu" or not ((given == 0) | (given == 1)).all():
                 raise InvalidVector(f"{column}: expected booleans, or the numbers 0 and 1")
@@ -567,15 +379,15 @@ def as_matrix(values: Any, dim: int | None, column: str) -> NDArray[np.float32]:
     else:
         codec = VectorCodec(dim)
         rows = [codec.coerce(row, f"{column}, row {number}") for number, row in enumerate(values)]
-        matrix = np.stack(rows) if rows else np.empty((0, dim or 0), _F4)
+        matrix = np.stack(rows) if rows else np.empty((0, dim or 0), FLOAT32)
     if matrix.ndim != 2:
         raise InvalidVector(f"{column}: expected an array of shape (n, {dim}), got shape {matrix.shape}")
     if dim is not None and matrix.shape[1] != dim:
         raise DimensionMismatch(f"{column}: expected {dim} dimensions, got {matrix.shape[1]}")
     with np.errstate(over="ignore", invalid="ignore"):
-        result = np.ascontiguousarray(matrix, dtype=_F4)
+        result = np.ascontiguousarray(matrix, dtype=FLOAT32)
     # One pass over the whole matrix; only a failure looks for the row.
     if not math.isfinite(float(np.abs(result).max(initial=0.0))):
         row = int(np.flatnonzero(~np.isfinite(result).all(axis=1))[0])
-        raise _non_finite(matrix[row], result[row], f"{column}, row {row}")
+        raise non_finite(matrix[row], result[row], f"{column}, row {row}")
     return result

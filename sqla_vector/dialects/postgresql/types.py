@@ -17,7 +17,6 @@ The private class and the casts keep clear of whatever ``pgvector``'s own ``regi
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 from sqlalchemy.engine import Dialect
@@ -25,11 +24,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import UserDefinedType
 
-from sqla_vector.dialects.settings import Settings, settings_of
-from sqla_vector.types import VectorComparator, column_spec
-from sqla_vector.values import Codec, ColumnNames
+from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.vector_type import DialectVector
+from sqla_vector.types import column_spec
 
 __all__ = ["BinaryParameter", "PostgreSQLVector", "qualified"]
 
@@ -40,26 +38,8 @@ class BinaryParameter(bytes):
     __slots__ = ()
 
 
-class PostgreSQLVector(UserDefinedType[Any]):
+class PostgreSQLVector(DialectVector):
     """A vector type on PostgreSQL."""
-
-    cache_ok = True
-    comparator_factory = VectorComparator
-
-    def __init__(self, kind: str, dim: int | None, codec: Codec[Any], names: ColumnNames, settings: Settings) -> None:
-        super().__init__()
-        self.kind = kind
-        self.dim = dim
-        self._codec = codec
-        self._names = names
-        self._settings = settings
-
-    def adapt(self, cls: type[Any], **kw: Any) -> Any:
-        # SQLAlchemy asks an implementation for a copy of itself, to keep no cycle in its cache.
-        return copy(self)
-
-    def get_col_spec(self, **kw: Any) -> str:
-        return column_spec(self.kind, self.dim)
 
     def bind_expression(self, bindvalue: BindParameter[Any]) -> ColumnElement[Any]:
         return ParameterCast(bindvalue, self)

@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sqla_vector.values import SparseArray, SparseCodec, VectorCodec
+from sqla_vector.coercion import SparseArray
+from sqla_vector.values import SparseCodec, VectorCodec
 
 __all__ = ["AGGREGATES", "FUNCTIONS", "STAND_INS"]
 

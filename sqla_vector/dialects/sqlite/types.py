@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
 from typing import Any
 
 from sqlalchemy import Table
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.types import UserDefinedType
 
-from sqla_vector.dialects.settings import Settings
+from sqla_vector.dialects.vector_type import DialectVector
 from sqla_vector.exc import PluginMissing
-from sqla_vector.types import VectorComparator, column_spec
-from sqla_vector.values import Codec, ColumnNames
 
 __all__ = ["PLUGIN_HINT", "SQLiteVector"]
 
@@ -24,26 +20,8 @@ PLUGIN_HINT = (
 )
 
 
-class SQLiteVector(UserDefinedType[Any]):
+class SQLiteVector(DialectVector):
     """A vector type on SQLite."""
-
-    cache_ok = True
-    comparator_factory = VectorComparator
-
-    def __init__(self, kind: str, dim: int | None, codec: Codec[Any], names: ColumnNames, settings: Settings) -> None:
-        super().__init__()
-        self.kind = kind
-        self.dim = dim
-        self._codec = codec
-        self._names = names
-        self._settings = settings
-
-    def adapt(self, cls: type[Any], **kw: Any) -> Any:
-        # SQLAlchemy asks an implementation for a copy of itself, to keep no cycle in its cache.
-        return copy(self)
-
-    def get_col_spec(self, **kw: Any) -> str:
-        return column_spec(self.kind, self.dim)
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         coerce, to_blob = self._codec.coerce, self._codec.to_blob
