@@ -235,9 +235,8 @@ def test_the_extension_is_created_in_the_schema_that_is_named(backend: Backend, 
     assert "::extensions.VECTOR" in written
 
 
+@pytest.mark.backends(plugin=True)
 def test_the_schema_is_in_the_administrators_statement(backend: Backend, limited_role: str) -> None:
-    if not backend.plugin:
-        return
     url = backend.url.set(username=limited_role, password="tiger")
     engine = backend.make_engine(url=url, vector_schema="public")
     with pytest.raises(ExtensionMissing, match="run: CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;"):

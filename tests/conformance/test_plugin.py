@@ -413,5 +413,6 @@ async def main():
 
 asyncio.run(main())
 """
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
     assert finished.stdout.strip() == "42"
