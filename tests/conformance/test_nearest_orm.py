@@ -62,6 +62,15 @@ class Chapter(Base):
     __table_args__ = (vector_index("ix_chapter_embedding", "embedding", metric="l2"),)
 
 
+class Part(Base):
+    """A composite key, searched exactly on SQLite."""
+
+    __tablename__ = "part"
+    maker: Mapped[str] = mapped_column(String(3), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    embedding: Mapped[np.ndarray | None] = mapped_column(Vector(DIM))
+
+
 class Animal(Base):
     """Single-table inheritance."""
 
@@ -138,6 +147,7 @@ def stocked(backend):
         session.flush()
         session.add_all(Chapter(id=key, book_id=book_of(key), embedding=v) for key, v in CHAPTERS.items())
         session.add_all((Cat if key % 4 == 0 else Animal)(id=key, embedding=vector) for key, vector in ANIMALS.items())
+        session.add_all(Part(maker="ab"[key % 2], number=key // 2, embedding=v) for key, v in ANIMALS.items())
         session.add_all(
             Boat(id=key, embedding=vector, length=key, sound=SOUNDS[key])
             if key % 3 == 0
@@ -388,6 +398,23 @@ def test_nearest_to_finds_what_is_like_a_row_but_for_itself(backend, stocked):
         assert session.execute(nearest_to(Book.embedding, 4_444)).all() == []
         boats = brute_force(SOUNDS, SOUNDS[3], 5, "l2", keep=lambda key: key % 3 == 0 and key != 3)
         assert_equal(found_by(session.execute(nearest_to(Boat.sound, 3, k=5))), boats)
+
+    backend.run(stocked, check)
+
+
+def test_nearest_to_excludes_one_row_of_a_composite_key(backend, stocked):
+    vectors = {("ab"[key % 2], key // 2): vector for key, vector in ANIMALS.items()}
+
+    def check(session: Session) -> None:
+        for given in (("b", 3), session.get_one(Part, ("b", 3))):
+            rows = session.execute(nearest_to(Part.embedding, given, k=6, metric="l2")).all()
+            expected = brute_force(vectors, vectors["b", 3], 6, "l2", keep=lambda key: key != ("b", 3))
+            assert_equal([((row[0].maker, row[0].number), row.distance) for row in rows], expected)
+        queries = [QUERY, vectors["a", 6]]
+        rows = session.execute(nearest_each(select(Part), Part.embedding, queries, k=6, metric="l2")).all()
+        for number, query in enumerate(queries):
+            found = [((row[0].maker, row[0].number), row.distance) for row in rows if row.query == number]
+            assert_equal(found, brute_force(vectors, query, 6, "l2"))
 
     backend.run(stocked, check)
 
