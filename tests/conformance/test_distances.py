@@ -202,3 +202,16 @@ def test_the_nearest_of_real_digits_are_numpys(backend: Backend, engine: AnyEngi
 
     backend.create_all(engine, table.metadata)
     backend.run_connection(engine, body)
+
+
+def test_the_cosine_distance_of_a_vector_to_itself_is_never_below_zero(backend: Backend, engine: AnyEngine) -> None:
+    vectors = np.random.default_rng(11).standard_normal((200, DIM)).astype(np.float32)
+
+    def check(connection: Connection) -> list[float]:
+        metadata.create_all(connection)
+        connection.execute(insert(item), [{"id": n, "vector": v} for n, v in enumerate(vectors, 1)])
+        return list(connection.scalars(select(sv.cosine_distance(item.c.vector, item.c.vector))))
+
+    distances = backend.run_connection(engine, check)
+    assert len(distances) == len(vectors)
+    assert all(0.0 <= distance < 1e-6 for distance in distances)

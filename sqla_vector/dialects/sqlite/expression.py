@@ -44,7 +44,9 @@ def distance_sql(element: Distance, left: str, right: str) -> str:
         return f"vector_sparse_{metric.name}_distance({left}, {right})"
     if metric.name == "hamming":
         return f"{metric.sqlite_function}(vec_bit({left}), vec_bit({right}))"
-    return f"{metric.sqlite_function}({left}, {right})"
+    call = f"{metric.sqlite_function}({left}, {right})"
+    # Rounding takes sqlite-vec's cosine distance a little below 0, and a similarity above 1; pgvector clamps too.
+    return f"max({call}, 0.0)" if metric.name == "cosine" else call
 
 
 @compiles(Distance, "sqlite")
