@@ -295,3 +295,18 @@ def test_connecting_leaves_no_transaction_open(backend: Backend, administrator: 
     backend.run_connection(engine, lambda connection: connection.execute(text("SELECT 1")))
     assert states
     assert set(states) == {"idle"}
+
+
+@pytest.mark.backends("psycopg", "asyncpg")
+def test_an_old_pgvector_is_named_in_a_warning(
+    backend: Backend, engine: AnyEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.create_all(engine, metadata)
+    assert not caplog.records
+    with_version = "UPDATE pg_catalog.pg_extension SET extversion = '{}' WHERE extname = 'vector'"
+    backend.run_connection(engine, lambda c: c.exec_driver_sql(with_version.format("0.7.4")))
+    backend.drop_all(engine, metadata)
+    backend.create_all(engine, metadata)
+    assert "pgvector 0.7.4 is older than 0.8.2" in caplog.text
+    found = backend.run_connection(engine, sv.capabilities)
+    assert (found.extension, found.iterative_scan, found.half) == ("0.7.4", False, True)
