@@ -159,9 +159,9 @@ def _margin(dim: int) -> int:
 
     The distance in bits of two vectors at a given angle is binomial, with a standard deviation of at most
     ``sqrt(dim) / 2`` (Charikar, *Similarity estimation techniques from rounding algorithms*, STOC 2002); this is
-    3.6 of them.
+    three of them.
     """
-    return ceil(1.8 * sqrt(dim))
+    return ceil(1.5 * sqrt(dim))
 
 
 def _with(ctes: list[str], rows: str) -> str:
