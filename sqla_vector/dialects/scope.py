@@ -67,6 +67,11 @@ class StatementScope:
         return bool(self.criteria) or not self.single_table
 
     @property
+    def locked(self) -> bool:
+        """Whether rows are locked (FOR UPDATE and the like), which may wait and then see them changed."""
+        return any(getattr(e["selectable"], "_for_update_arg", None) is not None for e in self.compiler.stack)
+
+    @property
     def grouped(self) -> bool:
         """Whether rows of the result are not rows of the FROM (DISTINCT, GROUP BY)."""
         select = self._select

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, delete, event, insert, select, text
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, delete, event, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sqla_vector import BitVector, HalfVector, SparseVector, Vector, nearest, nearest_each, vector_index
@@ -370,3 +371,34 @@ def test_a_partitioned_table_is_searched_as_one(backend, engine):
             assert_equal([r for r in rows if r.query == number], brute_force(vectors, query, 9, "l2"))
 
     backend.run_connection(engine, check)
+
+
+@pytest.mark.backends("psycopg", "psycopg2")
+def test_a_row_changed_while_its_lock_is_awaited_stays_among_the_k(backend):
+    """``with_for_update()``: the row that another transaction updates is found again after the wait, by its key."""
+    table = make_large()
+    engine = backend.make_engine()
+    vectors = {key: np.full(DIM, key, np.float32) for key in range(100)}
+    found: list[list[tuple[int, int]]] = []
+
+    def lock() -> None:
+        with engine.begin() as connection:
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+            stmt = nearest(select(table.c.id, table.c.share), table.c.embedding, np.zeros(DIM), k=4)
+            rows = connection.execute(stmt.with_for_update())
+            found.append([(row.id, row.share) for row in rows])
+
+    with engine.begin() as connection:
+        table.create(connection)
+        rows = [{"id": key, "share": 0, "embedding": vector} for key, vector in vectors.items()]
+        connection.execute(insert(table), rows)
+    with engine.connect() as connection, ThreadPoolExecutor() as executor:
+        connection.execute(update(table).where(table.c.id == 2).values(share=1))
+        waiting = executor.submit(lock)
+        is_waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        while not connection.scalar(is_waiting):
+            assert not waiting.done()
+            connection.execute(text("SELECT pg_stat_clear_snapshot()"))
+        connection.commit()
+        waiting.result()
+    assert found == [[(0, 0), (1, 0), (2, 1), (3, 0)]]

@@ -107,15 +107,18 @@ def _exact(scope: StatementScope, distance: str, *criteria: str, result: str | N
 
 def _candidates(scope: StatementScope, gate: str, approximate: str, distance: str, oversample: int) -> str:
     """Return the criterion that the row is among the nearest by the index, or by an exact scan if it gave too few."""
-    place, keys = _place(scope), ", ".join(_keys(scope))
+    keys = ", ".join(_keys(scope))
+    # A row that somebody updates while FOR UPDATE waits for it moves to another place, but keeps its key.
+    result = keys if scope.locked else _place(scope)
     limit = scope.wanted_sql if oversample == 1 else f"{scope.wanted_sql} * {oversample}"
     too_few = f"(SELECT count(*) FROM nearest_candidates) < {scope.wanted_sql}"
-    return (
-        f"{place} = ANY(ARRAY(WITH nearest_candidates(place) AS MATERIALIZED ("
-        f"SELECT {place} FROM {scope.from_sql()}{scope.where_sql(gate)} "
+    found = (
+        f"WITH nearest_candidates AS MATERIALIZED ("
+        f"SELECT {result} FROM {scope.from_sql()}{scope.where_sql(gate)} "
         f"ORDER BY {approximate}, {keys} LIMIT {limit}) "
-        f"SELECT place FROM nearest_candidates UNION ALL ({_exact(scope, distance, too_few, result=place)})))"
+        f"SELECT * FROM nearest_candidates UNION ALL ({_exact(scope, distance, too_few, result=result)})"
     )
+    return _among(scope, found) if scope.locked else f"{result} = ANY(ARRAY({found}))"
 
 
 def _settings_gate(scope: StatementScope, spec: IndexSpec, oversample: int) -> str:
