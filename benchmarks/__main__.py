@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.harness import Figure, Run
+from benchmarks.harness import Figure, Point, Run
 
 PROGRAMS = {
     "writes": "PostgreSQL: ORM, Core, bulk.load; psycopg and asyncpg",
@@ -16,10 +16,11 @@ PROGRAMS = {
     "sqlite": "SQLite: nearest() over vec0, reduced precision, writes to an indexed table",
     "plugin": "what the plugin costs a model without vectors, and importing the package",
     "memory": "memory while a generator of a million rows is loaded",
+    "scaling": "both databases: how searches grow with rows and dimension",
 }
 
 
-def main(arguments: list[str] | None = None) -> list[Figure]:
+def main(arguments: list[str] | None = None) -> list[Figure | Point]:
     """Run programs, print their figures, and keep them if they have their full size."""
     listed = "\n".join(f"  {name:9} {says}" for name, says in PROGRAMS.items())
     parser = argparse.ArgumentParser(
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     parser.add_argument(
         "--json", type=Path, help=f"where to keep the figures (default: {report.RESULTS.name},\nif full)"
     )
+    parser.add_argument("--million", action="store_true", help="let scaling go up to 1,000,000 rows on SQLite")
     options = parser.parse_args(arguments)
     unknown = set(options.name) - set(PROGRAMS)
     if unknown:
@@ -38,16 +40,17 @@ def main(arguments: list[str] | None = None) -> list[Figure]:
     if options.repeat < 1 or (options.rows is not None and options.rows < 20):
         parser.error("--repeat takes a number from 1, --rows from 20")
 
-    figures: list[Figure] = []
+    figures: list[Figure | Point] = []
     latency_rounds = 600 if options.rows is None else 60 if options.rows > 1000 else 10
-    with Run(options.rows, options.repeat, latency_rounds) as run:
+    with Run(options.rows, options.repeat, latency_rounds, options.million) as run:
         for name in options.name or PROGRAMS:
             for figure in importlib.import_module(f"benchmarks.{name}").measure(run):
                 figures.append(figure)
                 print(report.line(figure), flush=True)
+        versions = report.versions() | run.server_versions()
     path = options.json or (report.RESULTS if options.rows is None else None)
     if path is not None:
-        report.keep(figures, path)
+        report.keep(figures, versions, path)
     if path == report.RESULTS:
         report.render()
     return figures

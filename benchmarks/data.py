@@ -6,6 +6,7 @@ import functools
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,14 @@ def clustered(rows: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
     return result
 
 
+@functools.lru_cache(maxsize=1)
+def gaussian(rows: int, dim: int = DIM, count: int = QUERIES) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return unit vectors without any structure, the hardest to index, and as many to look for as asked."""
+    found = np.random.default_rng(7).standard_normal((rows + count, dim), np.float32)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    return found[:rows], found[rows:]
+
+
 def queries(rows: int, dim: int = DIM, count: int = QUERIES) -> NDArray[np.float32]:
     """Return vectors of the same distribution as ``clustered(rows)`` that are not among them."""
     random = np.random.default_rng(99)
@@ -49,8 +58,14 @@ def queries(rows: int, dim: int = DIM, count: int = QUERIES) -> NDArray[np.float
 
 
 def nearest_by_hand(matrix: NDArray[np.float32], query: NDArray[np.float32], k: int = 10) -> set[int]:
-    """Return the row numbers of the k nearest unit vectors by cosine distance."""
-    return set(np.argpartition(-(matrix @ query), k)[:k].tolist())
+    """Return the row numbers of the k nearest unit vectors by cosine distance, and of those as near as the last."""
+    similarity = matrix @ query
+    return set(np.flatnonzero(similarity >= np.partition(similarity, -k)[-k] - 1e-6).tolist())
+
+
+def recall_of(truth: list[set[int]], found: list[list[Any]], k: int = 10) -> float:
+    """Return which part of the k rows found for each query are of the true nearest, on average."""
+    return float(np.mean([len(t & {row[0] for row in f}) / k for t, f in zip(truth, found, strict=True)]))
 
 
 @functools.lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine, text
 
 DIM = 384
 QUERIES = 200
@@ -50,6 +50,8 @@ class Figure:
     unit: str
     floor: Floor | None
     note: str = ""
+    rows: int | None = None
+    dim: int | None = DIM
 
     @property
     def is_met(self) -> bool | None:
@@ -62,6 +64,25 @@ class Figure:
             "ratio": float(f"{self.ratio:.3g}"),
             "floor": None if self.floor is None else str(self.floor),
             "met": self.is_met,
+        }
+
+
+@dataclass(frozen=True)
+class Point:
+    """How long one kind of search takes at one size, and which part of the true nearest it finds."""
+
+    database: str
+    method: str
+    rows: int
+    dim: int
+    milliseconds: float
+    recall: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "milliseconds": float(f"{self.milliseconds:.3g}"),
+            "recall": float(f"{self.recall:.3f}"),
         }
 
 
@@ -94,9 +115,20 @@ class Comparison:
             "times as fast",
             None if floor is None else Floor(floor),
             note,
+            rows,
         )
 
-    def duration(self, group: str, what: str, against: str, floor: float | None, note: str = "") -> Figure:
+    def duration(
+        self,
+        group: str,
+        what: str,
+        against: str,
+        floor: float | None,
+        note: str = "",
+        *,
+        rows: int,
+        dim: int | None = DIM,
+    ) -> Figure:
         """Return how many times the other's duration ours takes."""
         return Figure(
             group,
@@ -108,6 +140,8 @@ class Comparison:
             "times the duration",
             None if floor is None else Floor(floor, at_most=True),
             note,
+            rows,
+            dim,
         )
 
 
@@ -119,11 +153,13 @@ class Run:
         rows: number of rows, or None for each figure's own number.
         repeat: rounds of a long-running comparison.
         latency_rounds: rounds of a short one.
+        million: whether the growth with the number of rows goes up to a million.
     """
 
     rows: int | None = None
     repeat: int = 5
     latency_rounds: int = 600
+    million: bool = False
     _stack: ExitStack = field(default_factory=ExitStack)
     _database: URL | None = None
 
@@ -136,6 +172,11 @@ class Run:
     def size(self, usual: int) -> int:
         """Return the number of rows for a figure that usually has ``usual``."""
         return usual if self.rows is None else min(usual, self.rows)
+
+    @property
+    def queries(self) -> int:
+        """Return how many different query vectors to look for."""
+        return QUERIES if self.rows is None else min(QUERIES, max(10, self.rows // 10))
 
     def compare(self, ours: Variant, other: Variant, *, rounds: int | None = None, warm_up: int = 1) -> Comparison:
         """Run both alternately, each round in the other order than the last."""
@@ -166,6 +207,17 @@ class Run:
             server = self._stack.enter_context(running_server())
             self._database = self._stack.enter_context(server.database())
         return self._database
+
+    def server_versions(self) -> dict[str, str]:
+        """Return the versions of PostgreSQL and its extension, if the run used them."""
+        if self._database is None:
+            return {}
+        engine = create_engine(self._database.set(drivername="postgresql+psycopg"))
+        with engine.connect() as connection:
+            server = connection.scalar(text("SHOW server_version"))
+            extension = connection.scalar(text("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))
+        engine.dispose()
+        return {"PostgreSQL": str(server).split()[0]} | ({"pgvector extension": str(extension)} if extension else {})
 
     @contextmanager
     def directory(self) -> Iterator[Path]:

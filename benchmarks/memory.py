@@ -13,7 +13,7 @@ import psutil
 from sqlalchemy import create_engine, make_url
 
 from benchmarks.data import clustered
-from benchmarks.harness import DIM, Figure, Floor, Run
+from benchmarks.harness import Figure, Floor, Run
 from benchmarks.models import Base, Ours
 from sqla_vector import bulk
 
@@ -54,12 +54,13 @@ def figure(url: Any, rows: int, what: str) -> Figure:
     return Figure(
         GROUP,
         f"bulk.load() of a generator, {what}",
-        f"peak memory above start, {rows:,} rows x {DIM}",
+        "peak memory above start",
         f"{found:.0f} MB",
         "",
         found,
         "MB",
         Floor(200, at_most=True),
+        rows=rows,
     )
 
 

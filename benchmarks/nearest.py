@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle
 from typing import Any
 
 import numpy as np
 import psycopg
-from sqlalchemy import Engine, select, text
+from numpy.typing import NDArray
+from sqlalchemy import Engine, bindparam, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from benchmarks.data import clustered, nearest_by_hand, queries
+from benchmarks.data import clustered, gaussian, nearest_by_hand, queries, recall_of
 from benchmarks.harness import DIM, Comparison, Figure, Run, Variant
 from benchmarks.postgresql import engine, raw_connection
-from sqla_vector import Vector, bulk, nearest, vector_index
+from sqla_vector import Vector, bulk, cosine_distance, nearest, vector_index
 
 GROUP = "PostgreSQL, searching"
 K = 10
+WHAT = f"nearest() on hnsw, k = {K}"
+AGAINST = "psycopg, prepared, binary"
 
 
 class Base(DeclarativeBase):
@@ -35,12 +40,29 @@ class Indexed(Base):
     __table_args__ = (vector_index("bench_indexed_embedding", "embedding", metric="cosine", method="hnsw"),)
 
 
+DISTANCE = cosine_distance(Indexed.embedding, bindparam("q"))
+BUILT_ONCE = {
+    "ids": nearest(select(Indexed.id), Indexed.embedding, bindparam("q"), k=K),
+    "entities": nearest(select(Indexed), Indexed.embedding, bindparam("q"), k=K),
+}
+PLAIN_ONCE = select(Indexed.id, DISTANCE).order_by(DISTANCE).limit(K)
+
+
 def ids(session: Session, query: Any) -> list[Any]:
     return session.execute(nearest(select(Indexed.id), Indexed.embedding, query, k=K)).all()
 
 
 def entities(session: Session, query: Any) -> list[Any]:
     return session.execute(nearest(select(Indexed), Indexed.embedding, query, k=K)).all()
+
+
+def built_once(session: Session, stmt: Any, query: Any) -> list[Any]:
+    return session.execute(stmt, {"q": query}).all()
+
+
+def plain(session: Session, query: Any) -> list[Any]:
+    distance = cosine_distance(Indexed.embedding, query)
+    return session.execute(select(Indexed.id, distance).order_by(distance).limit(K)).all()
 
 
 def one_transaction_each(connected: Engine, query: Any) -> list[Any]:
@@ -64,45 +86,90 @@ def one_transaction_each_by_hand(connection: psycopg.Connection, query: Any) -> 
     return found
 
 
-def recall(truth: list[set[int]], found: list[list[Any]]) -> str:
-    """Return which part of the true k nearest was found, on average."""
-    return f"{np.mean([len(t & {row[0] for row in f}) / K for t, f in zip(truth, found, strict=True)]):.3f}"
+def fill(connected: Engine, matrix: NDArray[np.float32]) -> None:
+    """Load vectors, then build the index."""
+    (index,) = Indexed.__table__.indexes
+    with connected.begin() as connection:
+        index.drop(connection, checkfirst=True)
+        connection.execute(text("TRUNCATE bench_indexed"))
+        bulk.load(connection, Indexed, {"id": np.arange(len(matrix)), "embedding": matrix})
+        connection.execute(text("SET LOCAL maintenance_work_mem = '512MB'"))
+        index.create(connection)
+    with connected.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(text("VACUUM (ANALYZE) bench_indexed"))
+
+
+@contextmanager
+def racing(
+    run: Run, connected: Engine, matrix: NDArray[np.float32], asked: NDArray[np.float32]
+) -> Iterator[tuple[Session, psycopg.Connection, Callable[..., Comparison], str]]:
+    """Fill the table; make what searches it, and a note about the recall."""
+
+    def race(mine: Callable[[Any], Any], other: Callable[[Any], Any]) -> Comparison:
+        one, two = cycle(asked), cycle(asked)
+        return run.compare_latency(Variant(mine, lambda: next(one)), Variant(other, lambda: next(two)))
+
+    fill(connected, matrix)
+    with raw_connection(run) as raw, Session(connected) as session:
+        truth = [nearest_by_hand(matrix, query, K) for query in asked]
+        note = (
+            f"recall@{K} {recall_of(truth, [ids(session, query) for query in asked], K):.3f}, "
+            f"by hand {recall_of(truth, [by_hand(raw, 'id', query) for query in asked], K):.3f}"
+        )
+        yield session, raw, race, note
+
+
+def more(found: Comparison, note: str) -> str:
+    """Say in a note how much longer ours takes than the same query by hand."""
+    return f"{note}; {(found.ours - found.other) * 1000:.2f} ms more than by hand"
+
+
+def variants(
+    session: Session, raw: psycopg.Connection, race: Callable[..., Comparison], rows: int, recalls: str, data: str
+) -> Iterator[Figure]:
+    """Compare nearest() built for each query and built once, and a plain select(), with the query by hand."""
+    is_usual = not data
+
+    def hand(columns: str) -> Callable[[Any], Any]:
+        return lambda query: by_hand(raw, columns, query)
+
+    found = race(lambda query: ids(session, query), hand("id"))
+    yield found.duration(
+        GROUP, f"{WHAT}, ids{data}", AGAINST, 1.25 if is_usual else None, more(found, recalls), rows=rows
+    )
+    found = race(lambda query: built_once(session, BUILT_ONCE["ids"], query), hand("id"))
+    yield found.duration(GROUP, f"{WHAT}, ids, built once{data}", AGAINST, None, more(found, recalls), rows=rows)
+
+    found = race(lambda query: entities(session, query), hand("id, embedding"))
+    yield found.duration(
+        GROUP, f"{WHAT}, entities{data}", AGAINST, 1.6 if is_usual else None, more(found, recalls), rows=rows
+    )
+    found = race(lambda query: built_once(session, BUILT_ONCE["entities"], query), hand("id, embedding"))
+    yield found.duration(GROUP, f"{WHAT}, entities, built once{data}", AGAINST, None, more(found, recalls), rows=rows)
+
+    note = "what SQLAlchemy's own execution costs, without nearest()"
+    found = race(lambda query: plain(session, query), hand("id"))
+    yield found.duration(
+        GROUP, f"plain select().order_by().limit(), ids{data}", AGAINST, None, more(found, note), rows=rows
+    )
+    found = race(lambda query: built_once(session, PLAIN_ONCE, query), hand("id"))
+    yield found.duration(
+        GROUP, f"plain select().order_by().limit(), ids, built once{data}", AGAINST, None, more(found, note), rows=rows
+    )
 
 
 def measure(run: Run) -> Iterator[Figure]:
-    """Compare many queries in one transaction, and then a transaction for each."""
+    """Compare many queries in one transaction, then a transaction for each; then without structure in the data."""
     rows = run.size(20_000)
-    matrix, asked = clustered(rows), queries(rows)
-    with engine(run, base=Base) as connected, raw_connection(run) as raw:
-        with connected.begin() as connection:
-            connection.execute(text("DROP INDEX IF EXISTS bench_indexed_embedding"))
-            connection.execute(text("TRUNCATE bench_indexed"))
-            bulk.load(connection, Indexed, {"id": np.arange(rows), "embedding": matrix})
-            connection.execute(text("SET LOCAL maintenance_work_mem = '512MB'"))
-            (index,) = Indexed.__table__.indexes
-            index.create(connection)
-        with connected.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-            connection.execute(text("VACUUM (ANALYZE) bench_indexed"))
-
-        def race(mine: Callable[[Any], Any], other: Callable[[Any], Any]) -> Comparison:
-            one, two = cycle(asked), cycle(asked)
-            return run.compare_latency(Variant(mine, lambda: next(one)), Variant(other, lambda: next(two)))
-
-        what, against = f"nearest() on hnsw, k = {K}", "psycopg, prepared, binary"
-        with Session(connected) as session:
-            truth = [nearest_by_hand(matrix, query, K) for query in asked]
-            note = (
-                f"recall {recall(truth, [ids(session, query) for query in asked])}, "
-                f"by hand {recall(truth, [by_hand(raw, 'id', query) for query in asked])}"
-            )
-            yield race(lambda query: ids(session, query), lambda query: by_hand(raw, "id", query)).duration(
-                GROUP, f"{what}, ids", against, 1.25, note
-            )
-            yield race(
-                lambda query: entities(session, query), lambda query: by_hand(raw, "id, embedding", query)
-            ).duration(GROUP, f"{what}, entities", against, 1.6)
-        raw.rollback()
-        yield race(
-            lambda query: one_transaction_each(connected, query),
-            lambda query: one_transaction_each_by_hand(raw, query),
-        ).duration(GROUP, f"{what}, ids, a Session each", f"{against}, a transaction each", None)
+    with engine(run, base=Base) as connected:
+        with racing(run, connected, clustered(rows), queries(rows, count=run.queries)) as (session, raw, race, recalls):
+            yield from variants(session, raw, race, rows, recalls, "")
+            session.rollback()
+            raw.rollback()
+            found = race(
+                lambda query: one_transaction_each(connected, query),
+                lambda query: one_transaction_each_by_hand(raw, query),
+            ).duration(GROUP, f"{WHAT}, ids, a Session each", f"{AGAINST}, a transaction each", None, rows=rows)
+            yield replace(found, note="a transaction has to begin, be configured and end")
+        with racing(run, connected, *gaussian(rows, count=run.queries)) as (session, raw, race, recalls):
+            yield from variants(session, raw, race, rows, recalls, ", Gaussian vectors")
