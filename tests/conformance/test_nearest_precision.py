@@ -20,6 +20,8 @@ MATRIX = (DIGITS.data - DIGITS.data.mean(axis=0).round()).astype(np.float32)
 VECTORS = dict(enumerate(MATRIX, start=1))
 LABELS = dict(enumerate(map(int, DIGITS.target), start=1))
 QUERIES = {key: VECTORS[key] for key in range(1, len(VECTORS), 60)}
+# Drivers change how parameters travel, not what an index holds, and building these indexes takes a while.
+BACKENDS = pytest.mark.backends("psycopg", "asyncpg", "sqlite_stdlib", "pysqlite3", "sqlite_numpy", "aiosqlite")
 PRECISIONS = pytest.mark.parametrize("precision", ["full", "half", "int8", "binary"])
 
 
@@ -53,6 +55,7 @@ def fill(connection: Connection, table: Table) -> None:
     connection.execute(insert(table), rows)
 
 
+@BACKENDS
 @PRECISIONS
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_recall_of_reduced_precision_on_real_digits(backend, precision, metric):
@@ -97,6 +100,7 @@ def test_recall_of_reduced_precision_on_real_digits(backend, precision, metric):
     backend.run_connection(engine_that_indexes(backend), check)
 
 
+@BACKENDS
 @pytest.mark.parametrize("precision", ["half", "int8", "binary"])
 def test_oversampling_everything_is_exact(backend, precision):
     """As many candidates as there are rows: nothing can be missed but by the graph."""
