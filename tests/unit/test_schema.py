@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from sqlalchemy import Column, Engine, Index, Integer, MetaData, String, Table, create_engine, create_mock_engine, event
@@ -69,11 +71,13 @@ def created(index: Index, dialect=POSTGRESQL) -> str:
     return str(CreateIndex(index).compile(dialect=dialect))
 
 
-def sqlite_engine() -> Engine:
-    """Return an engine that has connected, and so knows whether it has sqlite-vec."""
+@pytest.fixture
+def sqlite_engine() -> Iterator[Engine]:
+    """An engine that has connected, and so knows whether it has sqlite-vec."""
     engine = create_engine("sqlite://", plugins=["sqla_vector"])
     engine.connect().close()
-    return engine
+    yield engine
+    engine.dispose()
 
 
 @pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
@@ -246,16 +250,15 @@ def test_more_dimensions_than_pgvector_indexes_are_refused(kind, options):
         created(index)
 
 
-def test_more_dimensions_than_vec0_takes_are_refused_before_any_statement():
+def test_more_dimensions_than_vec0_takes_are_refused_before_any_statement(sqlite_engine):
     index = vector_index("ix_item", "embedding")
     table = make_table(Vector(8_193), index)
-    engine = create_engine("sqlite://", plugins=["sqla_vector"])
     with pytest.raises(IndexNotUsable, match=r"item\.embedding has 8,193 dimensions and vec0 takes at most 8,192"):
-        index.create(engine)
+        index.create(sqlite_engine)
     fits = vector_index("ix_item", "embedding")
     make_table(Vector(8_192), fits)
-    with engine.connect():
-        assert "float[8192]" in created(fits, engine.dialect)
+    with sqlite_engine.connect():
+        assert "float[8192]" in created(fits, sqlite_engine.dialect)
     assert table.name == "item"
 
 
@@ -328,21 +331,20 @@ def test_a_script_without_a_connection_has_every_statement():
     ]
 
 
-def test_the_ddl_of_sqlite_is_one_script_of_plain_names():
+def test_the_ddl_of_sqlite_is_one_script_of_plain_names(sqlite_engine):
     index = vector_index("ix_item", "embedding", include=("language",), partition_by="id")
     make_table(Vector(8), index)
-    engine = sqlite_engine()
-    sql = created(index, engine.dialect)
+    sql = created(index, sqlite_engine.dialect)
     assert sql.startswith(
         "CREATE VIRTUAL TABLE ix_item USING vec0(embedding float[8] distance_metric=cosine, id integer partition key, "
         "language text)"
     )
     assert sql.count("CREATE TRIGGER ix_item_") == 5
-    dropped = str(DropIndex(index).compile(dialect=engine.dialect))
+    dropped = str(DropIndex(index).compile(dialect=sqlite_engine.dialect))
     assert dropped.endswith("DROP TABLE IF EXISTS ix_item")
 
 
-def test_names_of_tables_and_columns_are_quoted_in_every_statement():
+def test_names_of_tables_and_columns_are_quoted_in_every_statement(sqlite_engine):
     """The table's names are the application's and may be anything; the index's own are plain identifiers."""
     table = Table(
         'we"ird; --',
@@ -352,13 +354,12 @@ def test_names_of_tables_and_columns_are_quoted_in_every_statement():
         Column("embedding", Vector(8)),
         vector_index("ix_weird", "embedding", metric="l2", include=("order",)),
     )
-    engine = sqlite_engine()
-    table.metadata.create_all(engine)
-    with engine.begin() as connection:
+    table.metadata.create_all(sqlite_engine)
+    with sqlite_engine.begin() as connection:
         connection.execute(table.insert(), [{"the key": 7, "order": "a'b", "embedding": np.ones(8)}])
         connection.execute(table.update().values({"order": "%s"}))
         assert connection.exec_driver_sql('SELECT rowid, "order" FROM ix_weird').all() == [(7, "%s")]
-    table.metadata.drop_all(engine)
+    table.metadata.drop_all(sqlite_engine)
 
 
 def test_without_the_plugin_sqlite_is_told_which_line_to_add():
@@ -371,3 +372,4 @@ def test_without_the_plugin_sqlite_is_told_which_line_to_add():
         index.create(engine)
     assert statements == []
     assert table.indexes == {index}
+    engine.dispose()
