@@ -37,7 +37,8 @@ SCALING = """## Growth
 
 Time of `nearest()` with k = 10, without a filter, through a `Session`: the median of 40 queries, of each the fastest of
 three times. The recall is that against a search by hand. The vectors are clustered as embeddings are. There are no
-floors: the table says which kind of index suits a size.
+floors: the table says which kind of index suits a size. Bits say less the fewer there are: below 384 dimensions, binary
+precision loses recall as rows grow, and `oversample` has to be set.
 """
 
 REMARKS = {
