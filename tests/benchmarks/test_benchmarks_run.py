@@ -58,7 +58,6 @@ def test_keep_replaces_what_was_measured_again(tmp_path):
 
 
 def test_render(tmp_path):
-    pytest.importorskip("matplotlib")
     results, page = tmp_path / "results.json", tmp_path / "page.md"
     found = [
         Figure(

@@ -383,6 +383,7 @@ def test_passwords_are_not_in_messages(backend: Backend) -> None:
     )
     with pytest.raises(DBAPIError) as caught:
         sv.capabilities(engine)
+    engine.dispose()
     assert "hunter2secret" not in str(caught.value)
 
 
