@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
@@ -43,18 +44,16 @@ def flushes(run: Run, what: str, attached: Engine, plain: Engine) -> Figure:
     """Compare flushes of the same objects through two engines; nothing is kept."""
     count = run.size(OBJECTS)
 
-    def variant(engine: Engine) -> Variant:
-        opened: list[Session] = []
-
+    def variant(engine: Engine, opened: ExitStack) -> Variant:
         def prepare() -> Session:
-            while opened:
-                opened.pop().close()
-            opened.append(flush(engine, count)())
-            return opened[0]
+            opened.close()
+            return opened.enter_context(flush(engine, count)())
 
         return Variant(lambda session: session.flush(), prepare)
 
-    found = run.compare(variant(attached), variant(plain), rounds=min(run.latency_rounds, 300), warm_up=5)
+    with ExitStack() as ours, ExitStack() as theirs:
+        variants = variant(attached, ours), variant(plain, theirs)
+        found = run.compare(*variants, rounds=min(run.latency_rounds, 300), warm_up=5)
     return found.duration(
         GROUP, f"flush of {count} objects without vectors, {what}", "no plugin", 1.02, rows=count, dim=None
     )
