@@ -270,6 +270,7 @@ def _for_reading(stmt: Select[Any], batch_size: int, dialect: Dialect) -> tuple[
     if any(isinstance(description["expr"], type) for description in stmt.column_descriptions):
         raise InvalidStatement("bulk.read() takes columns, not entities: select(Article.id, Article.embedding)")
     support = support_of(dialect)
+    raw = support.raw_kinds(dialect, [column.type for column in stmt.selected_columns])
     columns: list[Any] = []
     decoders: list[Decoder] = []
     for column in stmt.selected_columns:
@@ -279,7 +280,8 @@ def _for_reading(stmt: Select[Any], batch_size: int, dialect: Dialect) -> tuple[
             continue
         if column.type.dim is None:
             raise InvalidOption(f"bulk.read() needs the dimension of {column.type.column_name}")
-        columns.append(type_coerce(column, EncodedVector(column.type)).label(column.key))
+        encoded = EncodedVector(column.type, is_raw=column.type.kind in raw)
+        columns.append(type_coerce(column, encoded).label(column.key))
         decoders.append(support.matrix_decoder(column.type.codec))
     return stmt.with_only_columns(*columns, maintain_column_froms=True), decoders
 

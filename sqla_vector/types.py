@@ -6,7 +6,7 @@ dialect module registers in :data:`DIALECTS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -63,6 +63,9 @@ class DialectSupport(Protocol):
 
     def read_binary(self, connection: Connection, stmt: Select[Any]) -> AbstractContextManager[None]:
         """Have a statement that is executed meanwhile return its results in binary, where that is a choice."""
+
+    def raw_kinds(self, dialect: Dialect, types: Sequence[TypeEngine[Any]]) -> Collection[str]:
+        """Return the vector kinds that come as bytes by themselves in the result of a statement of these types."""
 
     def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
         """Return what makes a matrix of the values of a column of :class:`EncodedVector`."""
@@ -250,21 +253,27 @@ def _before_table_create(table: Table, connection: Connection, **kw: Any) -> Non
 
 
 class EncodedVector(TypeDecorator[bytes]):
-    """A vector column whose values are read as the bytes that the driver returns, to be decoded many at once."""
+    """A vector column whose values are read as the bytes that the driver returns, to be decoded many at once.
+
+    Args:
+        vector_type: the column's type.
+        is_raw: whether the driver returns the column itself as bytes, without a function around it.
+    """
 
     impl = LargeBinary
     cache_ok = True
 
-    def __init__(self, vector_type: VectorType[Any]) -> None:
+    def __init__(self, vector_type: VectorType[Any], is_raw: bool = False) -> None:
         super().__init__()
         self.vector_type = vector_type
+        self.is_raw = is_raw
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return DIALECTS[dialect.name].implementation(self.vector_type, dialect)
 
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         # The type of what is selected decides how it is processed: plain bytes.
-        expression = super().column_expression(column)
+        expression = None if self.is_raw else super().column_expression(column)
         return type_coerce(column if expression is None else expression, LargeBinary())
 
 

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pgvector import Vector as PgVector
+from pgvector.psycopg.vector import register_vector_info
+from psycopg.types import TypeInfo
 from sqlalchemy import JSON, BigInteger, Numeric, func, select, text
+from sqlalchemy.dialects.postgresql import OID
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -307,3 +311,20 @@ def test_a_loaded_table_keeps_its_index_and_server_made_keys(backend: Backend, e
     assert backend.run(engine, lambda s: bulk.load(s, Searched, {"e": X[:100]})) == 100
     found = backend.run(engine, lambda s: s.execute(select(Searched.id, Searched.e).order_by(Searched.id)).all())
     assert len({row.id for row in found}) == 100
+
+
+@pytest.mark.backends("psycopg", "psycopg_async")
+def test_arrays_are_read_where_pgvectors_own_loaders_are_registered(backend: Backend, engine: AnyEngine) -> None:
+    backend.create_all(engine, Base.metadata)
+    backend.run(engine, lambda s: bulk.load(s, Item, (item(n) for n in range(20))))
+
+    def read(session: Session) -> dict[str, np.ndarray]:
+        raw: Any = session.connection().connection.driver_connection
+        register_vector_info(raw, TypeInfo("vector", session.scalar(select(func.to_regtype("vector").cast(OID))), 0))
+        (batch,) = bulk.read(session, select(Item.id, Item.e, Item.h).order_by(Item.id).where(Item.id != 5))
+        assert isinstance(session.connection().exec_driver_sql("SELECT '[1]'::vector").scalar_one(), PgVector)
+        return batch
+
+    batch = backend.run(engine, read)
+    assert np.array_equal(batch["e"], np.delete(X[:20], 5, axis=0))
+    assert batch["h"].dtype == np.float16

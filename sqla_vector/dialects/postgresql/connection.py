@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from sqlalchemy import Boolean, Date, DateTime, Enum, Float, Integer, LargeBinary, Select, String, event
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
 from sqla_vector.dialects.postgresql.types import BinaryParameter
 from sqla_vector.dialects.settings import Settings
-from sqla_vector.types import EncodedVector
+from sqla_vector.types import EncodedVector, VectorType
 from sqla_vector.values import Codec, codec_for
 
-__all__ = ["binary_results", "prepare"]
+__all__ = ["binary_results", "prepare", "raw_kinds"]
 
 _LOCATE: Final = (
     "SELECT n.nspname, pg_catalog.pg_type_is_visible(t.oid) FROM pg_catalog.pg_type t"
@@ -55,8 +55,13 @@ def prepare(dbapi_connection: Any, driver: str, settings: Settings, *, in_transa
     return True
 
 
-_READ_ALIKE: Final = frozenset({Integer, Float, Boolean, LargeBinary, Date, DateTime, String, EncodedVector})
+_READ_ALIKE: Final = frozenset(
+    {Integer, Float, Boolean, LargeBinary, Date, DateTime, String, EncodedVector, VectorType}
+)
 """Types whose values psycopg reads alike from text and from binary."""
+
+
+_RAW_KINDS: Final = ("vector", "halfvec", "sparsevec")
 
 
 @contextmanager
@@ -66,21 +71,46 @@ def binary_results(connection: Connection, stmt: Select[Any]) -> Iterator[None]:
     Only for a statement of types that are read alike; psycopg returns a type that it does not know, such as an
     enum, as bytes in one format and as text in the other.
     """
-    if connection.dialect.driver != "psycopg" or not all(
-        _is_read_alike(column.type) for column in stmt.selected_columns
-    ):
+    if not raw_kinds(connection.dialect, [column.type for column in stmt.selected_columns]):
         yield
         return
     from psycopg.pq import Format
 
     def ask(conn: Any, cursor: Any, *args: Any) -> None:
-        getattr(cursor, "_cursor", cursor).format = Format.BINARY
+        raw = getattr(cursor, "_cursor", cursor)
+        raw.format = Format.BINARY
+        for kind in _RAW_KINDS:
+            # pgvector's register_vector() was called: on this one cursor its objects are not wanted.
+            known = raw.adapters.types.get(kind)
+            if known is not None:
+                raw.adapters.register_loader(known.oid, _bytes_loader())
 
     event.listen(connection, "before_cursor_execute", ask)
     try:
         yield
     finally:
         event.remove(connection, "before_cursor_execute", ask)
+
+
+def raw_kinds(dialect: Dialect, types: Sequence[TypeEngine[Any]]) -> Collection[str]:
+    """Return the vector kinds that psycopg gives as bytes, in a statement whose results can all be binary."""
+    return _RAW_KINDS if dialect.driver == "psycopg" and all(map(_is_read_alike, types)) else ()
+
+
+@functools.cache
+def _bytes_loader() -> Any:
+    from psycopg.adapt import Loader
+    from psycopg.pq import Format
+
+    class BytesLoader(Loader):
+        """Gives a value as the server sent it."""
+
+        format = Format.BINARY
+
+        def load(self, data: Any) -> bytes:
+            return bytes(data)
+
+    return BytesLoader
 
 
 def _is_read_alike(type_: TypeEngine[Any]) -> bool:

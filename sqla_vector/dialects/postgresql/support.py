@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,7 +11,7 @@ from sqlalchemy import Select, Table, insert
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
-from sqla_vector.dialects.postgresql.connection import binary_results, prepare
+from sqla_vector.dialects.postgresql.connection import binary_results, prepare, raw_kinds
 from sqla_vector.dialects.postgresql.explain import explain, served_by, why_unused
 from sqla_vector.dialects.postgresql.extension import (
     create_extension_if_missing,
@@ -87,6 +87,9 @@ class PostgreSQLSupport:
 
     def read_binary(self, connection: Connection, stmt: Select[Any]) -> AbstractContextManager[None]:
         return binary_results(connection, stmt)
+
+    def raw_kinds(self, dialect: Dialect, types: Sequence[TypeEngine[Any]]) -> Collection[str]:
+        return raw_kinds(dialect, types)
 
     def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
         return codec.matrix_from_binary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import Thread
 from typing import Any, Final
@@ -90,6 +90,9 @@ class SQLiteSupport:
 
     def read_binary(self, connection: Connection, stmt: Select[Any]) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def raw_kinds(self, dialect: Dialect, types: Sequence[TypeEngine[Any]]) -> Collection[str]:
+        return ()  # a blob needs no function around it anyway
 
     def matrix_decoder(self, codec: Codec[Any]) -> Callable[[Sequence[Any]], NDArray[Any]]:
         return codec.matrix_from_blobs
