@@ -33,6 +33,8 @@ Batch = tuple[int, list[Any]]
 
 _ROWS_PER_BATCH: Final = 1_000
 _ROWS_PER_FETCH: Final = 500
+_MAX_PLACED: Final = 100_000
+"""Up to this batch size the matrix of a batch is made before its rows are known."""
 
 
 def load(connection: Connection | Session, target: Any, rows: Rows, *, progress: Progress = None) -> int:
@@ -298,6 +300,7 @@ class _Collector:
         self._decoders = decoders
         self._batch_size = batch_size
         self._parts: list[list[NDArray[Any]]] = []
+        self._matrices: dict[int, NDArray[Any]] = {}
         self._count = 0
 
     def add(self, rows: Sequence[Any]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -306,21 +309,36 @@ class _Collector:
         while start < len(rows):
             taken = rows[start : start + self._batch_size - self._count]
             columns = zip(*taken, strict=True)
-            self._parts.append([d(list(c)) for d, c in zip(self._decoders, columns, strict=True)])
+            self._parts.append(
+                [self._placed(n, d(list(c))) for n, (d, c) in enumerate(zip(self._decoders, columns, strict=True))]
+            )
             self._count += len(taken)
             start += len(taken)
             if self._count == self._batch_size:
                 yield from self.rest()
 
+    def _placed(self, number: int, part: NDArray[Any]) -> NDArray[Any]:
+        """Copy a part of a matrix to its place in the batch's matrix, so that nothing is joined in the end."""
+        if part.ndim != 2 or self._batch_size > _MAX_PLACED:
+            return part
+        if self._count == 0:
+            self._matrices[number] = np.empty((self._batch_size, part.shape[1]), part.dtype)
+        matrix = self._matrices[number]
+        matrix[self._count : self._count + len(part)] = part
+        return matrix
+
     def rest(self) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield what is left, if anything."""
         if self._parts:
             columns = zip(*self._parts, strict=True)
-            yield {key: _joined(parts) for key, parts in zip(self._keys, columns, strict=True)}
-        self._parts, self._count = [], 0
+            yield {key: _joined(parts, self._count) for key, parts in zip(self._keys, columns, strict=True)}
+        self._parts, self._matrices, self._count = [], {}, 0
 
 
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _joined(parts: Sequence[NDArray[Any]], count: int) -> NDArray[Any]:
+    if len(parts[0]) > count or all(part is parts[0] for part in parts):
+        # All are the batch's one matrix; a short last batch does not keep the rest of it alive.
+        return parts[0] if len(parts[0]) == count else parts[0][:count].copy()
     if len(parts) == 1:
         return parts[0]
     if any(part.dtype == object for part in parts):

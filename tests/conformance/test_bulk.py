@@ -230,6 +230,10 @@ def test_rows_are_read_in_batches_as_arrays(backend: Backend, engine: AnyEngine)
     stmt = select(*columns).where(Item.id < 2_250).order_by(Item.id)
     batches = backend.run(engine, lambda s: list(bulk.read(s, stmt, batch_size=1_000)))
     assert [len(batch["id"]) for batch in batches] == [1_000, 1_000, 250]
+    (whole,) = backend.run(engine, lambda s: list(bulk.read(s, stmt, batch_size=10**9)))
+    assert np.array_equal(whole["e"], np.concatenate([batch["e"] for batch in batches]), equal_nan=True)
+    (small,) = backend.run(engine, lambda s: list(bulk.read(s, stmt.limit(3), batch_size=2_000)))
+    assert (small["e"].shape, small["e"].base) == ((3, DIM), None)
     first, last = batches[0], batches[-1]
     assert list(first) == ["id", "title", "weight", "live", "e", "h", "s", "b"]
     assert (first["e"].dtype, first["e"].shape, first["e"].flags.c_contiguous) == (np.float32, (1_000, DIM), True)
