@@ -17,8 +17,8 @@ override Q := $(value Q)
 export Q
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
-SA20 = -c requirements/sqlalchemy-2.0.txt
-SA21 = -c requirements/sqlalchemy-2.1.txt
+SA20 = -c requirements/oldest.txt
+SA21 = -c requirements/newest.txt
 PYTEST = -m pytest -n $(WORKERS) --maxprocesses 4
 PINS = pyproject.toml $(wildcard requirements/*.txt)
 

@@ -118,6 +118,15 @@ def attach(
     sync.clear_compiled_cache()
 
 
+def attach_connection(connection: Connection) -> None:
+    """Attach a connection's engine and prepare this very connection, whose transaction stays as it is."""
+    dialect = connection.dialect
+    if not settings_of(dialect).attached:
+        attach(connection.engine)
+        dbapi_connection = connection.connection.dbapi_connection
+        support_of(dialect).prepare_connection(dialect, dbapi_connection, in_transaction=True)
+
+
 def detach(engine: Engine | AsyncEngine) -> None:
     """Undo :func:`attach`; detaching an engine that is not attached does nothing."""
     sync = _sync_engine(engine)

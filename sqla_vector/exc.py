@@ -18,6 +18,7 @@ __all__ = [
     "InvalidOption",
     "InvalidStatement",
     "InvalidVector",
+    "MigrationError",
     "NonFiniteVector",
     "PluginMissing",
     "UnsupportedMetric",
@@ -67,6 +68,10 @@ class PluginMissing(VectorError):
 
 class ExtensionMissing(VectorError):
     """A database extension, or a Python package, that is needed and is not there."""
+
+
+class MigrationError(VectorError):
+    """A migration step that cannot be done as it is written; nothing was changed by it."""
 
 
 class BulkLoadError(VectorError, ValueError):

@@ -27,6 +27,7 @@ __all__ = [
     "AUTO_INDEX_ROWS",
     "IndexSpec",
     "VectorIndexKey",
+    "check_existing_name",
     "check_identifier",
     "declared_index",
     "index_key",
@@ -41,9 +42,13 @@ Precision = Literal["full", "half", "int8", "binary"]
 AUTO_INDEX_ROWS: Final = 10_000
 """``method="auto"`` builds no index on a table with fewer rows: an exact scan is as fast there."""
 
+REFLECTED_SPEC: Final = "sqlite_vector"
+"""The option of a reflected Index that holds its :class:`IndexSpec`."""
+
 _METHODS: Final = ("hnsw", "ivfflat", "auto")
 _PRECISIONS: Final = ("full", "half", "int8", "binary")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_$]*\Z")
+_NO_NAME: Final = re.compile(r"[\x00-\x1f\x7f\"';%:.\\]|--")
 _MAX_IDENTIFIER_BYTES: Final = 63
 
 
@@ -65,6 +70,22 @@ def check_identifier(name: object, what: str) -> str:
     if name.lower() in _reserved_words():
         raise InvalidIdentifier(f"{what} {name!r} is a reserved word of SQL; choose another name")
     return str(name)
+
+
+def check_existing_name(name: object, what: str) -> str:
+    """Return the name of a table, column or schema that exists, if it can be one, else raise.
+
+    What exists may have any name, and it is quoted.  Refused is what shows that something else was meant.
+
+    Raises:
+        InvalidIdentifier: it is empty, too long, no string, or has quotes, dots or control characters.
+    """
+    if not isinstance(name, str) or not name or _NO_NAME.search(name) or len(name.encode()) > _MAX_IDENTIFIER_BYTES:
+        raise InvalidIdentifier(
+            f"{what} {name!r} is no name: quotes, dots, colons and control characters do not belong there, nor more "
+            f"than {_MAX_IDENTIFIER_BYTES} bytes; a schema has an argument of its own"
+        )
+    return str.__str__(name)
 
 
 @functools.cache
@@ -296,10 +317,17 @@ def keep_automatic(table: Table) -> None:
 
 
 def index_key(index: Index) -> VectorIndexKey | None:
-    """Return the key of a vector index, or None for any other index."""
+    """Return the key of a vector index, declared or reflected, or None for any other index."""
     expressions = list(index.expressions)
-    if len(expressions) == 1 and isinstance(expressions[0], VectorIndexKey):
-        return expressions[0]
+    if len(expressions) != 1:
+        return None
+    (indexed,) = expressions
+    if isinstance(indexed, VectorIndexKey):
+        return indexed
+    # A reflected index has a column and options, among them the declaration if the dialect could tell it.
+    spec = index.dialect_kwargs.get(REFLECTED_SPEC)
+    if isinstance(spec, IndexSpec) and isinstance(indexed, Column) and isinstance(indexed.type, VectorType):
+        return VectorIndexKey(indexed, spec)
     return None
 
 

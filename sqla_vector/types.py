@@ -50,8 +50,8 @@ class DialectSupport(Protocol):
     def detach(self, dialect: Dialect) -> None:
         """Undo :meth:`attach`."""
 
-    def prepare_connection(self, dialect: Dialect, dbapi_connection: Any) -> bool:
-        """Prepare a new connection; return False if it has to be tried again later."""
+    def prepare_connection(self, dialect: Dialect, dbapi_connection: Any, *, in_transaction: bool = False) -> bool:
+        """Prepare a connection; return False if it has to be tried again later."""
 
     def begin(self, connection: Connection) -> None:
         """Make sure that a transaction is open in the database, so that a savepoint is inside it."""
@@ -81,6 +81,9 @@ class DialectSupport(Protocol):
 
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         """Return the fields of :class:`sqla_vector.engine.Capabilities`."""
+
+    def migration(self) -> Any:
+        """Return the :class:`sqla_vector.dialects.migration.MigrationSupport`."""
 
 
 DIALECTS: dict[str, DialectSupport] = {}

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.exc import ExtensionMissing
 
-__all__ = ["CREATE_OPTION", "create_extension_if_missing", "find_extension", "version_tuple"]
+__all__ = ["CREATE_OPTION", "create_extension", "create_extension_if_missing", "find_extension", "version_tuple"]
 
 logger = logging.getLogger("sqla_vector.postgresql")
 
@@ -81,6 +81,17 @@ def create_extension_if_missing(connection: Any) -> bool:
         return False
     if note_extension(connection) is not None:
         return False
+    create_extension(connection, statement)
+    note_extension(connection)
+    return True
+
+
+def create_extension(connection: Connection, statement: str) -> None:
+    """Run a CREATE EXTENSION unless the extension is there.
+
+    Raises:
+        ExtensionMissing: this role may not create it, or the server does not have it.
+    """
     try:
         # Two processes that create it at the same moment: the second waits here, then finds it.
         connection.execute(text("SELECT pg_catalog.pg_advisory_xact_lock(1936289901)"))
@@ -88,8 +99,6 @@ def create_extension_if_missing(connection: Any) -> bool:
             connection.execute(text(statement))
     except DBAPIError as error:
         raise ExtensionMissing(_explanation(error.orig, statement)) from error
-    note_extension(connection)
-    return True
 
 
 def _explanation(error: Any, statement: str) -> str:

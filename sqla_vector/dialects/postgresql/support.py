@@ -11,6 +11,7 @@ from sqlalchemy import Select, Table, insert
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
+from sqla_vector.dialects.migration import MigrationSupport
 from sqla_vector.dialects.postgresql.connection import binary_results, prepare, raw_kinds
 from sqla_vector.dialects.postgresql.explain import explain, served_by, why_unused
 from sqla_vector.dialects.postgresql.extension import (
@@ -38,7 +39,7 @@ class PostgreSQLSupport:
         keep_automatic(table)
         if create_extension_if_missing(connection) and settings_of(connection.dialect).attached:
             # This connection was made before the extension was.
-            self._prepare(connection.dialect, connection.connection.dbapi_connection, in_transaction=True)
+            self.prepare_connection(connection.dialect, connection.connection.dbapi_connection, in_transaction=True)
 
     def choose_driver(self, driver: str, dialect_args: dict[str, Any]) -> dict[str, Any]:
         return {}
@@ -58,10 +59,7 @@ class PostgreSQLSupport:
     def detach(self, dialect: Any) -> None:
         vars(dialect).pop("ischema_names", None)
 
-    def prepare_connection(self, dialect: Dialect, dbapi_connection: Any) -> bool:
-        return self._prepare(dialect, dbapi_connection, in_transaction=False)
-
-    def _prepare(self, dialect: Dialect, dbapi_connection: Any, *, in_transaction: bool) -> bool:
+    def prepare_connection(self, dialect: Dialect, dbapi_connection: Any, *, in_transaction: bool = False) -> bool:
         settings = settings_of(dialect)
         before = settings.schema
         prepared = prepare(dbapi_connection, dialect.driver, settings, in_transaction=in_transaction)
@@ -104,6 +102,11 @@ class PostgreSQLSupport:
         self, connection: Connection, name: str, key: VectorIndexKey, criterion: NearestCriterion | None
     ) -> str:
         return why_unused(connection, name, key, criterion)
+
+    def migration(self) -> MigrationSupport:
+        from sqla_vector.dialects.postgresql.migration import PostgreSQLMigration  # not needed by most programs
+
+        return PostgreSQLMigration()
 
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         found = find_extension(connection)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from sqlalchemy.engine import Connection
+
 from sqla_vector.dialects.settings import Settings
 from sqla_vector.dialects.sqlite.functions import AGGREGATES, FUNCTIONS, STAND_INS
 
-__all__ = ["RawConnection", "is_prepared", "prepare"]
+__all__ = ["RawConnection", "begin", "is_prepared", "prepare"]
 
 
 class RawConnection:
@@ -40,6 +42,12 @@ class RawConnection:
         inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
         return bool(inner.in_transaction)
 
+    @property
+    def commits_itself(self) -> bool:
+        """Whether every statement is a transaction of its own (AUTOCOMMIT)."""
+        inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
+        return inner.isolation_level is None
+
     def rows(self, sql: str) -> Iterable[Any]:
         """Run a query and return its rows."""
         cursor = self._adapted.cursor()
@@ -65,6 +73,16 @@ def _load_sqlite_vec(connection: RawConnection) -> str | None:
         connection.call("enable_load_extension", False)
     (row,) = connection.rows("SELECT vec_version()")
     return str(row[0])
+
+
+def begin(connection: Connection) -> None:
+    """Open a transaction if none is open: sqlite3 does it before INSERT, but not before DDL or a savepoint.
+
+    Without it CREATE TABLE is committed at once, whatever transaction SQLAlchemy is in.
+    """
+    raw = RawConnection(connection.connection.dbapi_connection)
+    if not raw.in_transaction and not raw.commits_itself:
+        connection.exec_driver_sql("BEGIN")
 
 
 def is_prepared(connection: RawConnection) -> bool:

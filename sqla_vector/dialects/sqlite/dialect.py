@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import text
+from sqlalchemy import Index
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateIndex, DropIndex, DropTable
@@ -15,9 +16,11 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import RawConnection
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.index import Vec0Statements, creatable, exists, vec0_index, vec0_indexes
+from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
 from sqla_vector.expression import DistanceValue
+from sqla_vector.schema import REFLECTED_SPEC
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
 
 __all__ = ["adapt", "refresh_vec0_tables", "restore"]
@@ -131,7 +134,7 @@ class VectorDDLCompiler:
 
 
 class VectorExecutionContext:
-    """Mixin for the execution context: runs a script of DDL in a savepoint, all or nothing."""
+    """Mixin for the execution context: DDL belongs to the transaction, and a script of it is all or nothing."""
 
     vector_script: list[str] | None = None
 
@@ -150,6 +153,8 @@ class VectorExecutionContext:
 
     def pre_exec(self: Any) -> None:
         super().pre_exec()  # type: ignore[misc]
+        if self.isddl:
+            begin(self.root_connection)
         if not self.vector_script:
             return
         self.cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
@@ -192,7 +197,7 @@ def _after_rollback(dialect: Any, dbapi_connection: Any) -> None:
 def _get_table_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
     """Leave out vec0 tables and their shadow tables."""
     names: list[str] = type(dialect).get_table_names(dialect, connection, schema, **kw)
-    vec0 = _find_vec0_tables(connection, schema)
+    vec0 = find_vec0_tables(connection, schema)
     return [name for name in names if name not in vec0 and _SHADOWS.sub("", name) not in vec0]
 
 
@@ -205,7 +210,7 @@ def _has_index(
     **kw: Any,
 ) -> bool:
     """Take a vec0 table for an index."""
-    if index_name in _find_vec0_tables(connection, schema):
+    if index_name in find_vec0_tables(connection, schema):
         return True
     return bool(type(dialect).has_index(dialect, connection, table_name, index_name, schema, **kw))
 
@@ -216,47 +221,19 @@ def _get_indexes(dialect: Any, connection: Connection, table_name: str, schema: 
     return [*found, *_reflect_vec0(connection, table_name, schema)]
 
 
-def _master(connection: Connection, schema: str | None) -> str:
-    if not schema:
-        return "sqlite_master"
-    return f"{connection.dialect.identifier_preparer.quote_schema(schema)}.sqlite_master"
-
-
-def _find_vec0_tables(connection: Connection, schema: str | None = None) -> dict[str, str]:
-    """Return name and SQL of the vec0 tables."""
-    rows = connection.exec_driver_sql(
-        f"SELECT name, sql FROM {_master(connection, schema)} "
-        "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'"
-    )
-    return {row.name: row.sql for row in rows}
-
-
-_VEC0_COLUMN: Final = re.compile(r"vec0\((\w+) (float|int8|bit)\[\d+\](?: distance_metric=(\w+))?")
-
-
 def _reflect_vec0(connection: Connection, table_name: str, schema: str | None) -> list[dict[str, Any]]:
     """Return the vec0 tables that triggers of a table keep, as an inspector returns indexes."""
-    vec0 = _find_vec0_tables(connection, schema)
-    kept = connection.execute(
-        text(f"SELECT name FROM {_master(connection, schema)} WHERE type = 'trigger' AND tbl_name = :table"),
-        {"table": table_name},
-    ).scalars()
-    triggers = set(kept)
-    found = []
-    for name, sql in vec0.items():
-        declared = _VEC0_COLUMN.search(sql)
-        if f"{name}_insert" in triggers and declared is not None:
-            column, element, metric = declared.groups()
-            found.append(
-                {
-                    "name": name,
-                    "column_names": [column],
-                    "unique": 0,
-                    "dialect_options": {},
-                    "vector": {"method": "vec0", "element": element, "metric": metric or "hamming"},
-                }
-            )
-    return found
+    return [
+        {
+            "name": found.name,
+            "column_names": [found.column_name],
+            "unique": 0,
+            "dialect_options": {REFLECTED_SPEC: found.spec},
+            "vector": {"method": "vec0", "element": found.element, "metric": found.spec.metric_name},
+        }
+        for found in reflect_vec0(connection, schema)
+        if found.table_name == table_name
+    ]
 
 
 def refresh_vec0_tables(dialect: Dialect, execute: Any) -> None:
@@ -279,8 +256,16 @@ def _mixed(mixin: type[Any], inner: Any) -> type[Any]:
     return type(inner.__name__, (mixin, inner), {})
 
 
+@functools.cache
+def _accept_reflected_spec() -> None:
+    """Have Index accept the option in which a reflected declaration travels; SQLAlchemy keeps one list of options."""
+    dialect_name, _, argument = REFLECTED_SPEC.partition("_")
+    Index.argument_for(dialect_name, argument, None)
+
+
 def adapt(dialect: Any) -> None:
     """Set what an attached dialect does differently, on this one object."""
+    _accept_reflected_spec()
     dialect.statement_compiler = _mixed(VectorSQLCompiler, dialect.statement_compiler)
     dialect.ddl_compiler = _mixed(VectorDDLCompiler, dialect.ddl_compiler)
     dialect.execution_ctx_cls = _mixed(VectorExecutionContext, dialect.execution_ctx_cls)

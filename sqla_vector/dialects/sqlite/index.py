@@ -14,7 +14,7 @@ constraint are noted by a BEFORE trigger and cleared after.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
 from sqla_vector.exc import IndexNotUsable, PluginMissing
 from sqla_vector.schema import IndexSpec, VectorIndexKey, index_key, vector_indexes
 
-__all__ = ["Vec0Index", "vec0_index"]
+__all__ = ["Vec0Index", "Vec0Statements", "drop_statements", "vec0_index"]
 
 logger = logging.getLogger("sqla_vector.sqlite")
 
@@ -96,12 +96,12 @@ class Vec0Index:
     @property
     def keys_name(self) -> str:
         """Name of the table that numbers text keys."""
-        return f"{self.name}_keys"
+        return f"{self.name}{_KEYS}"
 
     @property
     def replaced_name(self) -> str:
         """Name of the table that notes rows which an INSERT may replace."""
-        return f"{self.name}_replaced"
+        return f"{self.name}{_REPLACED}"
 
     @property
     def stored_bytes(self) -> int:
@@ -202,6 +202,9 @@ def _metadata(index: Vec0Index) -> Iterator[Metadata]:
             yield Metadata(column, inner, vec0_type, bool(column.nullable), partition)
 
 
+_KEYS: Final = "_keys"
+_REPLACED: Final = "_replaced"
+
 _TRIGGERS: Final = (
     "insert",
     "insert_without",
@@ -243,11 +246,7 @@ class Vec0Statements:
 
     def drop(self) -> list[str]:
         """Return the statements that drop them; each bears that something is gone already."""
-        names = [f"{self._index.name}_{event}" for event in _TRIGGERS]
-        statements = [f"DROP TRIGGER IF EXISTS {self._schema}{self._quote(name)}" for name in names]
-        for table in (self._replaced, self._keys, self._vec0):
-            statements.append(f"DROP TABLE IF EXISTS {self._schema}{table}")
-        return statements
+        return _drop_statements(self._index.name, self._schema, self._quote)
 
     def _create_vec0(self) -> str:
         columns = [f"{self._index.vector_name} {self._index.column_spec}"]
@@ -308,7 +307,9 @@ class Vec0Statements:
         table = self._index.table
         found = [list(c.columns) for c in table.constraints if isinstance(c, UniqueConstraint)]
         found += [list(i.columns) for i in table.indexes if i.unique and i.columns]
-        return found
+        # In one order, whatever the sets gave: the same declaration is the same SQL.
+        by_names = {tuple(sorted(column.name for column in columns)): columns for columns in found}
+        return [sorted(by_names[names], key=lambda column: str(column.name)) for names in sorted(by_names)]
 
     def _create_triggers(self) -> Iterator[str]:
         new, old = f"NEW.{self._key}", f"OLD.{self._key}"
@@ -381,6 +382,18 @@ class Vec0Statements:
             f"INSERT INTO {self._schema}{self._vec0} ({names}) SELECT {values} FROM {source} AS source "
             f"WHERE {self._has_place('source')}"
         )
+
+
+def drop_statements(name: str, schema: str | None, preparer: IdentifierPreparer) -> list[str]:
+    """Return the statements that drop a vec0 table by its name, and all that belongs to it."""
+    return _drop_statements(name, f"{preparer.quote_schema(schema)}." if schema else "", preparer.quote)
+
+
+def _drop_statements(name: str, prefix: str, quote: Callable[[str], str]) -> list[str]:
+    statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in _TRIGGERS]
+    for table in (f"{name}{_REPLACED}", f"{name}{_KEYS}", name):
+        statements.append(f"DROP TABLE IF EXISTS {prefix}{quote(table)}")
+    return statements
 
 
 def exists(index: Vec0Index, preparer: IdentifierPreparer, settings: Settings) -> bool:

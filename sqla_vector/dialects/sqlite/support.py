@@ -14,8 +14,9 @@ from sqlalchemy import Column, Select, Table
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
+from sqla_vector.dialects.migration import MigrationSupport
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import RawConnection, is_prepared, prepare
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin, is_prepared, prepare
 from sqla_vector.dialects.sqlite.dialect import adapt, refresh_vec0_tables, restore
 from sqla_vector.dialects.sqlite.explain import explain, served_by, why_unused
 from sqla_vector.dialects.sqlite.types import SQLiteVector
@@ -59,7 +60,7 @@ class SQLiteSupport:
     def detach(self, dialect: Any) -> None:
         restore(dialect)
 
-    def prepare_connection(self, dialect: Dialect, dbapi_connection: Any) -> bool:
+    def prepare_connection(self, dialect: Dialect, dbapi_connection: Any, *, in_transaction: bool = False) -> bool:
         connection = RawConnection(dbapi_connection)
         first = not is_prepared(connection)
         if first:
@@ -69,10 +70,8 @@ class SQLiteSupport:
         return not first
 
     def begin(self, connection: Connection) -> None:
-        # sqlite3 opens a transaction only before INSERT; a savepoint opened first would commit when released.
-        raw = RawConnection(connection.connection.dbapi_connection)
-        if not raw.in_transaction:
-            connection.exec_driver_sql("BEGIN")
+        # A savepoint opened outside a transaction would commit when released.
+        begin(connection)
 
     def insert_batches(
         self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]
@@ -107,6 +106,11 @@ class SQLiteSupport:
         self, connection: Connection, name: str, key: VectorIndexKey, criterion: NearestCriterion | None
     ) -> str:
         return why_unused(connection, name, key, criterion)
+
+    def migration(self) -> MigrationSupport:
+        from sqla_vector.dialects.sqlite.migration import SQLiteMigration  # not needed by most programs
+
+        return SQLiteMigration()
 
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         settings = settings_of(connection.dialect)

@@ -1,0 +1,325 @@
+"""How models and database are compared, and which operations follow.
+
+Per table, before Alembic compares its indexes: those of vectors are claimed, and operations noted among the
+table's.  At the end they are lifted out of the table's container, which may be a batch, to where they can run:
+what must be gone before the table changes before it, what needs the change after it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from alembic.operations import ops as alembic_ops
+from alembic.runtime.plugins import Plugin
+from alembic.util import DispatchPriority, PriorityDispatchResult
+from sqlalchemy import Column, Index, Table
+from sqlalchemy.dialects import postgresql
+
+from sqla_vector.alembic import ops
+from sqla_vector.alembic.definition import IndexDefinition
+from sqla_vector.alembic.filters import PLUGIN, Comparison, comparison_of
+from sqla_vector.dialects.migration import MigrationSupport, ReflectedIndex, beside, kept
+from sqla_vector.engine import attach_connection
+from sqla_vector.schema import VectorIndexKey, index_key, vector_indexes
+from sqla_vector.types import DIALECTS, VectorType, support_of
+
+__all__ = ["setup"]
+
+logger = logging.getLogger("sqla_vector.alembic")
+
+_BEFORE = (ops.DropVectorIndexOp, ops.ConvertVectorColumnOp)
+_AFTER = (ops.CreateVectorIndexOp, ops.RebuildVectorIndexOp)
+
+
+def _support(context: Any) -> MigrationSupport:
+    support: MigrationSupport = support_of(context.dialect).migration()
+    return support
+
+
+def _is_served(context: Any) -> bool:
+    """Tell whether the database is one of ours; a project may migrate others with the same environment."""
+    return context.dialect.name in DIALECTS
+
+
+def prepare(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
+    """Make reflection know the types, and see to the extension."""
+    if not _is_served(context):
+        return PriorityDispatchResult.CONTINUE
+    attach_connection(context.connection)
+    if _needs_extension(context) and _support(context).lacks_extension(context.connection):
+        upgrade_ops.ops.append(ops.CreateVectorExtensionOp())
+        logger.info("Detected missing extension 'vector'")
+    return PriorityDispatchResult.CONTINUE
+
+
+def _needs_extension(context: Any) -> bool:
+    return any(
+        isinstance(column.type, VectorType) and column.type.kind != "bit"
+        for table in context.sorted_tables
+        for column in table.columns
+        if context.run_object_filters(table, table.name, "table", False, None)
+    )
+
+
+def compare_type(
+    context: Any, alter_op: Any, schema: str | None, table_name: str, column_name: str, conn_column: Any, column: Any
+) -> PriorityDispatchResult:
+    """Compare the type of a column, where one of the two is a vector."""
+    old, new = conn_column.type, column.type
+    if not _is_served(context) or not (isinstance(old, VectorType) or isinstance(new, VectorType)):
+        return PriorityDispatchResult.CONTINUE
+    if context.opts.get("compare_type", True) is False:
+        return PriorityDispatchResult.STOP
+    alter_op.existing_type = old
+    if not _is_same(context, old, column):
+        logger.info("Detected type change from %r to %r on '%s.%s'", old, new, table_name, column_name)
+        comparison_of(context.opts).retyped.append((conn_column, column))
+    return PriorityDispatchResult.STOP
+
+
+def _is_same(context: Any, old: Any, column: Column[Any]) -> bool:
+    new = column.type
+    if isinstance(old, VectorType) and isinstance(new, VectorType):
+        return old.kind == new.kind and old.dim == new.dim
+    process = context.dialect.type_compiler_instance.process
+    # Types of other packages, and bits, which PostgreSQL's own dialect reflects.
+    return str(process(old, type_expression=column)).lower() == str(process(new, type_expression=column)).lower()
+
+
+def compare_table(
+    context: Any, modify_ops: Any, schema: str | None, table_name: str, conn_table: Any, table: Any
+) -> PriorityDispatchResult:
+    """Compare the vector indexes of a table, and turn its changes of type into operations."""
+    if not _is_served(context):
+        return PriorityDispatchResult.CONTINUE
+    comparison = comparison_of(context.opts)
+    comparison.claimed.clear()
+    comparison.kept.clear()
+    retyped, comparison.retyped = comparison.retyped, []
+    found = [] if conn_table is None else _reflected(context, comparison, schema, table_name)
+    declared = {} if table is None else {str(i.name): (i, key) for i, key in vector_indexes(table)}
+    if conn_table is not None and table is not None:
+        comparison.kept.update(_kept_columns(conn_table, table))
+    if found or declared or retyped:
+        _TableComparison(context, comparison, modify_ops, conn_table, table, declared).compare(found, retyped)
+    return PriorityDispatchResult.CONTINUE
+
+
+def _reflected(context: Any, comparison: Comparison, schema: str | None, table_name: str) -> list[ReflectedIndex]:
+    where = (id(context.connection), schema)
+    if where not in comparison.reflected:
+        by_table: dict[str, list[ReflectedIndex]] = {}
+        for index in _support(context).reflect(context.connection, schema):
+            by_table.setdefault(index.table_name, []).append(index)
+        comparison.reflected[where] = by_table
+    return [
+        index
+        for index in comparison.reflected[where].get(table_name, [])
+        if context.run_name_filters(index.name, "index", {"table_name": table_name, "schema_name": schema})
+    ]
+
+
+def _kept_columns(conn_table: Table, table: Table) -> list[str]:
+    """Return the columns that a change of dimension left, or is using."""
+    found = []
+    for column in table.columns:
+        for name in (kept(column.name), beside(column.name)):
+            if isinstance(column.type, VectorType) and name in conn_table.c and name not in table.c:
+                logger.info("%s.%s is kept; drop it with op.drop_kept_vector_column()", table.name, name)
+                found.append(name)
+    return found
+
+
+class _TableComparison:
+    """The comparison of one table."""
+
+    def __init__(
+        self,
+        context: Any,
+        comparison: Comparison,
+        modify_ops: Any,
+        conn_table: Table | None,
+        table: Table | None,
+        declared: dict[str, tuple[Index, VectorIndexKey]],
+    ) -> None:
+        self._context = context
+        self._comparison = comparison
+        self._ops: list[Any] = modify_ops.ops
+        self._conn_table = conn_table
+        self._table = table
+        self._declared = declared
+        self._support = _support(context)
+
+    def compare(self, found: list[ReflectedIndex], retyped: list[tuple[Any, Any]]) -> None:
+        existing = {index.name: index for index in found if not self._is_foreign(index)}
+        declared = {name: pair for name, pair in self._declared.items() if index_key(pair[0]) is not None}
+        changed = {column.name for column, _ in retyped}
+        for old, new in retyped:
+            self._compare_column(old, new, existing, declared)
+        for name in sorted(existing.keys() | declared.keys()):
+            pair = declared.get(name)
+            if name in existing:
+                self._compare_index(existing[name], pair, changed)
+            elif pair is not None and self._is_included(*pair, None):
+                self._comparison.claimed.add(name)
+                if pair[1].column.name not in changed and self._is_wanted(*pair):
+                    self._add(pair)
+        for name, (index, key) in self._declared.items():
+            if name not in declared and name in {i.name for i in found}:
+                self._compare_pgvector_index(next(i for i in found if i.name == name), index, key)
+
+    def _is_foreign(self, index: ReflectedIndex) -> bool:
+        """Tell whether an index belongs to a model of another package, or is declared as pgvector-python does it."""
+        if self._table is None:
+            return False
+        if index.name in {str(i.name) for i in self._table.indexes}:
+            return index.name not in self._declared or index_key(self._declared[index.name][0]) is None
+        column = self._table.c.get(index.column_name)
+        return column is not None and not isinstance(column.type, VectorType)
+
+    def _is_included(self, index: Index, key: VectorIndexKey, compare_to: Index | None) -> bool:
+        """Ask the environment's own filter."""
+        return bool(self._context.run_object_filters(index, index.name, "index", False, compare_to))
+
+    def _is_wanted(self, index: Index, key: VectorIndexKey) -> bool:
+        # A new table's indexes are always written: the migration may run on another database.
+        if self._conn_table is None or self._support.is_wanted(self._context.connection, index, key):
+            return True
+        logger.info("%s is not built on this database", index.name)
+        return False
+
+    def _add(self, pair: tuple[Index, VectorIndexKey]) -> None:
+        logger.info("Detected added vector index %r on '%s'", pair[0].name, pair[1].column.name)
+        self._ops.append(ops.CreateVectorIndexOp(self._definition(*pair)))
+
+    def _compare_index(self, old: ReflectedIndex, pair: tuple[Index, VectorIndexKey] | None, changed: set[str]) -> None:
+        existing = Index(old.name)
+        included = (
+            self._context.run_object_filters(existing, old.name, "index", True, None)
+            if pair is None
+            else self._is_included(*pair, existing)
+        )
+        if not included:
+            return
+        self._comparison.claimed.add(old.name)
+        assert self._conn_table is not None
+        before = IndexDefinition.of_reflected(old, self._conn_table, None if pair is None else pair[1].spec)
+        moved = old.column_name in changed
+        if pair is None:
+            if not moved:
+                logger.info("Detected removed vector index %r on '%s'", old.name, old.table_name)
+                self._ops.append(ops.DropVectorIndexOp.of(before))
+            return
+        moves = pair[1].column.name in changed
+        if moved or moves:
+            # The operation on the column sees to its indexes.
+            if not moved:
+                self._ops.append(ops.DropVectorIndexOp.of(before))
+            if not moves:
+                self._add(pair)
+            return
+        reason = self._support.difference(self._context.connection, *pair, old)
+        if reason is not None:
+            logger.info("Detected changed vector index %r on '%s': %s", old.name, old.table_name, reason)
+            self._ops.append(ops.RebuildVectorIndexOp(self._definition(*pair), before))
+
+    def _compare_column(
+        self,
+        old: Column[Any],
+        new: Column[Any],
+        existing: dict[str, ReflectedIndex],
+        declared: dict[str, tuple[Index, VectorIndexKey]],
+    ) -> None:
+        assert self._conn_table is not None
+        before = [
+            IndexDefinition.of_reflected(index, self._conn_table, self._hint(name))
+            for name, index in sorted(existing.items())
+            if index.column_name == old.name
+        ]
+        after = [self._definition(*pair) for _, pair in sorted(declared.items()) if pair[1].column is new]
+        types: dict[str, Any] = {"type_": new.type, "existing_type": old.type, "schema": self._conn_table.schema}
+        if ops.converts(old.type, new.type):
+            self._ops.extend(ops.DropVectorIndexOp.of(definition) for definition in before)
+            self._ops.append(ops.ConvertVectorColumnOp(self._conn_table.name, old.name, **types))
+            self._ops.extend(ops.CreateVectorIndexOp(definition) for definition in after)
+        else:
+            types |= {"indexes": after, "existing_indexes": before}
+            self._ops.append(ops.ChangeVectorColumnOp(self._conn_table.name, old.name, **types))
+
+    def _hint(self, name: str) -> Any:
+        return self._declared[name][1].spec if name in self._declared else None
+
+    def _definition(self, index: Index, key: VectorIndexKey) -> IndexDefinition:
+        where = index.dialect_options["postgresql"]["where"]
+        sql = None if where is None else _predicate(where)
+        return IndexDefinition.of(index, key, sql)
+
+    def _compare_pgvector_index(self, old: ReflectedIndex, index: Index, key: VectorIndexKey) -> None:
+        """Compare an index declared as for pgvector-python; Alembic sees too little of it, but can write it."""
+        reason = self._support.difference(self._context.connection, index, key, old)
+        if reason is None or not self._is_included(index, key, None):
+            return
+        assert self._conn_table is not None
+        logger.info("Detected changed vector index %r on '%s': %s", old.name, old.table_name, reason)
+        self._comparison.claimed.add(old.name)
+        spec, column = old.spec, self._conn_table.c[old.column_name]
+        was = Index(
+            old.name,
+            column,
+            postgresql_using=spec.method,
+            postgresql_with=dict(spec.options),
+            postgresql_ops={column.name: old.definition.opclass},
+            _table=self._conn_table,
+        )
+        self._ops.append(alembic_ops.DropIndexOp.from_index(was))
+        self._ops.append(alembic_ops.CreateIndexOp.from_index(index))
+
+
+def _predicate(where: Any) -> str:
+    compiled = where.compile(
+        dialect=postgresql.dialect(),  # type: ignore[no-untyped-call]
+        compile_kwargs={"literal_binds": True, "include_table": False},
+    )
+    return str(compiled).replace("%%", "%")
+
+
+def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
+    """Lift the operations out of the tables' containers to where they can run."""
+    first: list[Any] = []
+    rest: list[Any] = []
+    for op in upgrade_ops.ops:
+        if isinstance(op, ops.CreateVectorExtensionOp):
+            first.insert(0, op)
+            continue
+        if not isinstance(op, alembic_ops.ModifyTableOps):
+            rest.append(op)
+            continue
+        # They commit as they go, so that nothing that cannot be repeated may come before.
+        first.extend(o for o in op.ops if isinstance(o, ops.ChangeVectorColumnOp))
+        own = [o for o in op.ops if isinstance(o, (*_BEFORE, *_AFTER))]
+        op.ops = [o for o in op.ops if not isinstance(o, (*_BEFORE, *_AFTER, ops.ChangeVectorColumnOp))]
+        if op.ops:
+            own = [split for o in own for split in _split(o)]
+        rest.extend(sorted((o for o in own if isinstance(o, _BEFORE)), key=lambda o: _BEFORE.index(type(o))))
+        if op.ops:
+            rest.append(op)
+        rest.extend(o for o in own if isinstance(o, _AFTER))
+    upgrade_ops.ops = [*first, *rest]
+    return PriorityDispatchResult.CONTINUE
+
+
+def _split(op: Any) -> list[Any]:
+    """Return a rebuild as two operations, between which the table changes; anything else as it is."""
+    if not isinstance(op, ops.RebuildVectorIndexOp) or op.existing is None:
+        return [op]
+    return [ops.DropVectorIndexOp.of(op.existing), ops.CreateVectorIndexOp(op.definition)]
+
+
+def setup(plugin: Plugin) -> None:
+    """Register the comparators."""
+    first, last = DispatchPriority.FIRST, DispatchPriority.LAST
+    plugin.add_autogenerate_comparator(prepare, "autogenerate", PLUGIN, priority=first)
+    plugin.add_autogenerate_comparator(compare_type, "column", "types", priority=first)
+    plugin.add_autogenerate_comparator(compare_table, "table", PLUGIN, priority=first)
+    plugin.add_autogenerate_comparator(arrange, "autogenerate", PLUGIN + ".arrange", priority=last)

@@ -1,0 +1,82 @@
+"""What Alembic's own comparison leaves to this package, and the options that tell it so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import Column
+
+from sqla_vector.alembic.render import render_item as render_vector_item
+
+__all__ = ["PLUGIN", "Comparison", "comparison_of", "options"]
+
+PLUGIN: Final = "sqla_vector"
+"""The name under which the comparators are registered."""
+
+_OPTION: Final = "sqla_vector_comparison"
+
+
+@dataclass
+class Comparison:
+    """What is known while an environment's models are compared with its database."""
+
+    claimed: set[str] = field(default_factory=set)
+    """The indexes of the table being compared that Alembic shall leave alone."""
+    kept: set[str] = field(default_factory=set)
+    """The columns of it that are kept after a change of dimension."""
+    retyped: list[tuple[Column[Any], Column[Any]]] = field(default_factory=list)
+    """The columns of it whose type differs: in the database, and in the model."""
+    reflected: dict[tuple[int, str | None], dict[str, list[Any]]] = field(default_factory=dict)
+    """The vector indexes of each schema, by table; the number is the connection's identity."""
+
+
+def comparison_of(opts: dict[str, Any]) -> Comparison:
+    """Return the state that :func:`options` put into an environment's options."""
+    found: Comparison = opts.setdefault(_OPTION, Comparison())
+    return found
+
+
+def options(
+    *,
+    include_object: Callable[..., bool] | None = None,
+    render_item: Callable[..., Any] | None = None,
+    autogenerate_plugins: Sequence[str] = ("alembic.autogenerate.*",),
+    **others: Any,
+) -> dict[str, Any]:
+    """Return the arguments that ``context.configure()`` needs for vectors, with your own among them.
+
+    ::
+
+        context.configure(connection=connection, target_metadata=Base.metadata, **sqla_vector.alembic.options())
+
+    Call it anew for each ``context.configure()``.
+
+    Args:
+        include_object: your own filter, asked as well.
+        render_item: your own renderer, asked first.
+        autogenerate_plugins: the comparators of your choice; this package's are added.
+        **others: further arguments of ``context.configure()``, passed on.
+    """
+    comparison = Comparison()
+
+    def include(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+        if type_ == "index" and name in comparison.claimed:
+            return False
+        if type_ == "column" and reflected and compare_to is None and name in comparison.kept:
+            return False
+        return include_object is None or include_object(object_, name, type_, reflected, compare_to)
+
+    def render(type_: str, object_: Any, autogen_context: Any) -> Any:
+        rendered = False if render_item is None else render_item(type_, object_, autogen_context)
+        return render_vector_item(type_, object_, autogen_context) if rendered is False else rendered
+
+    plugins = [*autogenerate_plugins, *([] if PLUGIN in autogenerate_plugins else [PLUGIN])]
+    return {
+        **others,
+        "include_object": include,
+        "render_item": render,
+        "autogenerate_plugins": plugins,
+        _OPTION: comparison,
+    }

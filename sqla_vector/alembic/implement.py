@@ -1,0 +1,97 @@
+"""What the operations do."""
+
+from __future__ import annotations
+
+import logging
+
+from alembic.operations import Operations
+from sqlalchemy import Column, MetaData, Table
+
+from sqla_vector.alembic import change, ops
+from sqla_vector.alembic.definition import reflect_table
+from sqla_vector.alembic.runner import OperationsRunner
+from sqla_vector.dialects.migration import kept
+from sqla_vector.schema import index_key
+
+__all__: list[str] = []
+
+logger = logging.getLogger("sqla_vector.alembic")
+
+
+@Operations.implementation_for(ops.CreateVectorExtensionOp)
+def create_vector_extension(operations: Operations, op: ops.CreateVectorExtensionOp) -> None:
+    run = OperationsRunner(operations)
+    run.support.create_extension(run, op.schema, op.minimum_version)
+
+
+@Operations.implementation_for(ops.DropVectorExtensionOp)
+def drop_vector_extension(operations: Operations, op: ops.DropVectorExtensionOp) -> None:
+    run = OperationsRunner(operations)
+    run.support.drop_extension(run, op.schema)
+
+
+@Operations.implementation_for(ops.CreateVectorIndexOp)
+def create_vector_index(operations: Operations, op: ops.CreateVectorIndexOp) -> None:
+    run = OperationsRunner(operations)
+    index = op.definition.bind(run.connection)
+    if change.is_due(run, index):
+        run.support.create_index(run, index, op.build)
+
+
+@Operations.implementation_for(ops.DropVectorIndexOp)
+def drop_vector_index(operations: Operations, op: ops.DropVectorIndexOp) -> None:
+    run = OperationsRunner(operations)
+    run.support.drop_index(
+        run, op.index_name, op.table_name, op.schema, if_exists=op.if_exists, concurrently=op.concurrently
+    )
+
+
+@Operations.implementation_for(ops.RebuildVectorIndexOp)
+def rebuild_vector_index(operations: Operations, op: ops.RebuildVectorIndexOp) -> None:
+    run = OperationsRunner(operations)
+    index = op.definition.bind(run.connection)
+    key = index_key(index)
+    assert key is not None
+    if run.connection is not None and op.existing is not None and op.existing.options != op.definition.options:
+        found = run.support.reflect(run.connection, op.definition.schema)
+        same = next((f for f in found if f.name == op.definition.name), None)
+        if same is not None and run.support.difference(run.connection, index, key, same) is None:
+            logger.info("%s has been rebuilt already", index.name)
+            return
+    run.support.rebuild_index(run, index, op.build)
+
+
+@Operations.implementation_for(ops.ConvertVectorColumnOp)
+def convert_vector_column(operations: Operations, op: ops.ConvertVectorColumnOp) -> None:
+    run = OperationsRunner(operations)
+    column = Column(op.column_name, op.type_)
+    Table(op.table_name, MetaData(), column, schema=op.schema)
+    if run.connection is None:
+        existing = Column(op.column_name, op.existing_type)
+        Table(op.table_name, MetaData(), existing, schema=op.schema)
+    else:
+        existing = change.column_of(reflect_table(run.connection, op.table_name, op.schema), op.column_name)
+    run.support.convert_column(run, column, existing)
+
+
+@Operations.implementation_for(ops.ChangeVectorColumnOp)
+def change_vector_column(operations: Operations, op: ops.ChangeVectorColumnOp) -> None:
+    change.ColumnChange(OperationsRunner(operations), op).apply()
+
+
+@Operations.implementation_for(ops.RestoreVectorColumnOp)
+def restore_vector_column(operations: Operations, op: ops.RestoreVectorColumnOp) -> None:
+    change.ColumnRestoration(OperationsRunner(operations), op).apply()
+
+
+@Operations.implementation_for(ops.DropKeptVectorColumnOp)
+def drop_kept_vector_column(operations: Operations, op: ops.DropKeptVectorColumnOp) -> None:
+    run = OperationsRunner(operations)
+    if run.connection is not None:
+        table = reflect_table(run.connection, op.table_name, op.schema)
+        if kept(op.column_name) not in table.c:
+            logger.info("%s.%s has no kept column", op.table_name, op.column_name)
+            return
+    column: Column[object] = Column(kept(op.column_name))
+    Table(op.table_name, MetaData(), column, schema=op.schema)
+    run.support.drop_column(run, column)

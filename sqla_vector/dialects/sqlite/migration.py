@@ -1,0 +1,233 @@
+"""Migrations on SQLite."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any, Final
+
+import numpy as np
+from sqlalchemy import Column, Index, Table, select, update
+from sqlalchemy.engine import Connection
+from sqlalchemy.schema import CreateIndex
+
+from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, Runner, quoted
+from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin
+from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
+from sqla_vector.dialects.sqlite.index import Vec0Statements, creatable, drop_statements, vec0_index
+from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
+from sqla_vector.exc import MigrationError
+from sqla_vector.schema import VectorIndexKey, index_key, is_small
+from sqla_vector.types import VectorType
+
+__all__ = ["SQLiteMigration"]
+
+logger = logging.getLogger("sqla_vector.alembic")
+
+_UNKNOWN: Final = frozenset({"method", "options"})
+_QUOTES: Final = re.compile(r"[\"`\[\]]")
+_SPACE: Final = re.compile(r"\s+")
+_CREATED: Final = re.compile(r"CREATE (VIRTUAL TABLE|TABLE|TRIGGER) (?:\w+\.)?(\w+)", re.IGNORECASE)
+
+
+class SQLiteMigration:
+    """Implements :class:`sqla_vector.dialects.migration.MigrationSupport`."""
+
+    def lacks_extension(self, connection: Connection) -> bool:
+        return False  # sqlite-vec belongs to the connection, not to the database
+
+    def create_extension(self, run: Runner, schema: str | None, minimum_version: str | None) -> None:
+        """Do nothing: sqlite-vec belongs to the connection, not to the database."""
+
+    def drop_extension(self, run: Runner, schema: str | None) -> None:
+        """Do nothing, as for :meth:`create_extension`."""
+
+    def reflect(self, connection: Connection, schema: str | None) -> list[ReflectedIndex]:
+        return [
+            ReflectedIndex(
+                name=found.name,
+                table_name=found.table_name,
+                column_name=found.column_name,
+                spec=found.spec,
+                where=None,
+                is_valid=True,
+                definition=found.statements,
+                unknown=_UNKNOWN | {"metric_name"} if found.spec.precision == "binary" else _UNKNOWN,
+            )
+            for found in reflect_vec0(connection, schema)
+        ]
+
+    def is_wanted(self, connection: Connection, index: Index, key: VectorIndexKey) -> bool:
+        if key.spec.method == "auto" and is_small(connection, key.column.table):
+            return False
+        vec0 = vec0_index(index)
+        return vec0 is not None and creatable(vec0, settings_of(connection.dialect))
+
+    def difference(
+        self, connection: Connection, index: Index, key: VectorIndexKey, found: ReflectedIndex
+    ) -> str | None:
+        vec0 = vec0_index(index)
+        assert vec0 is not None
+        declared = _definitions(Vec0Statements(vec0, connection.dialect.identifier_preparer).create())
+        is_there = {name: _plain(sql) for name, sql in found.definition.items()}
+        for name in sorted(declared.keys() | is_there.keys()):
+            if declared.get(name) != is_there.get(name):
+                return f"{name}, which is {is_there.get(name, 'missing')}"
+        return None
+
+    def create_index(self, run: Runner, index: Index, build: BuildOptions) -> None:
+        vec0 = vec0_index(index)
+        assert vec0 is not None
+        assert index.table is not None
+        connection = run.connection
+        if connection is None:
+            reason = vec0.unusable()
+            if reason is not None:
+                logger.warning("%s is not built on SQLite: %s; searches scan exactly", index.name, reason)
+                return
+            for statement in Vec0Statements(vec0, run.dialect.identifier_preparer).create():
+                run.execute(statement)
+            return
+        found = next((f for f in self.reflect(connection, index.table.schema) if f.name == index.name), None)
+        if found is not None and (build.if_not_exists or build.concurrently):
+            key = index_key(index)
+            assert key is not None
+            differs = self.difference(connection, index, key, found)
+            if differs is not None:
+                raise MigrationError(
+                    f"there is another index {index.name} already, which differs: {differs}; drop it first"
+                )
+            logger.info("%s is there already", index.name)
+            return
+        run.execute(CreateIndex(index))
+
+    def drop_index(
+        self, run: Runner, name: str, table: str, schema: str | None, *, if_exists: bool, concurrently: bool
+    ) -> None:
+        # What is missing is no error: not every index that PostgreSQL has can be built here.
+        connection = run.connection
+        if connection is not None:
+            if name not in find_vec0_tables(connection, schema):
+                logger.warning("there is no vec0 table %s to drop", name)
+                return
+            begin(connection)
+        for statement in drop_statements(name, schema, run.dialect.identifier_preparer):
+            run.execute(statement)
+        if connection is not None:
+            settings_of(run.dialect).vec0_changed = True
+            refresh_vec0_tables(run.dialect, RawConnection(connection.connection.dbapi_connection).rows)
+
+    def rebuild_index(self, run: Runner, index: Index, build: BuildOptions) -> None:
+        # vec0 tables cannot be renamed; the transaction is what keeps the old one until the new one is there.
+        assert index.table is not None
+        self.drop_index(run, str(index.name), index.table.name, index.table.schema, if_exists=True, concurrently=False)
+        self.create_index(run, index, build)
+
+    def convert_column(self, run: Runner, column: Column[Any], existing: Column[Any]) -> None:
+        connection = self._online(run, column)
+        assert isinstance(column.type, VectorType)
+        _convert_values(connection, column, existing)
+        self.retype_empty_column(run, column)
+
+    def retype_empty_column(self, run: Runner, column: Column[Any]) -> None:
+        self._online(run, column)
+        with run.rebuild_table(column.table.name, column.table.schema) as batch:
+            batch.alter_column(column.name, type_=column.type)
+
+    def _online(self, run: Runner, column: Column[Any]) -> Connection:
+        if run.connection is None:
+            raise MigrationError(
+                f"{column.table.name}.{column.name}: SQLite changes a column's type by copying the table, which a "
+                "script cannot do without knowing the table; run this migration online"
+            )
+        return run.connection
+
+    def lock(self, run: Runner, table: Table) -> None:
+        if run.connection is not None:
+            begin(run.connection)
+
+    def prepare_shadow(self, run: Runner, column: Column[Any], shadow: Column[Any]) -> None:
+        dialect = run.dialect
+        schema, table = column.table.schema, quoted(dialect, column.table.name)
+        assert run.connection is not None
+        names = {row[1] for row in run.connection.exec_driver_sql(f"PRAGMA {_in(dialect, schema)}table_info({table})")}
+        if shadow.name not in names:
+            type_ = dialect.type_compiler_instance.process(shadow.type)
+            run.execute(f"ALTER TABLE {_in(dialect, schema)}{table} ADD COLUMN {quoted(dialect, shadow.name)} {type_}")
+        name, other = quoted(dialect, column.name), quoted(dialect, shadow.name)
+        run.execute(
+            f"CREATE TRIGGER IF NOT EXISTS {_in(dialect, schema)}{other} AFTER UPDATE OF {name} ON {table} "
+            f"FOR EACH ROW WHEN NEW.{name} IS NOT OLD.{name} BEGIN "
+            f"UPDATE {table} SET {other} = NULL WHERE rowid = NEW.rowid; END"
+        )
+
+    def forget_shadow(self, run: Runner, column: Column[Any]) -> None:
+        name = quoted(run.dialect, column.name)
+        run.execute(f"DROP TRIGGER IF EXISTS {_in(run.dialect, column.table.schema)}{name}")
+
+    def row_version(self, table: Table) -> Any:
+        return None
+
+    def builds_before_swap(self) -> bool:
+        return False
+
+    def rename_index(self, run: Runner, old: str, new: str, schema: str | None) -> None:
+        raise NotImplementedError("vec0 tables cannot be renamed")
+
+    def rename_columns(self, run: Runner, table: Table, names: dict[str, str], nullable: dict[str, bool]) -> None:
+        if nullable:
+            with run.rebuild_table(table.name, table.schema) as batch:
+                for name, is_nullable in nullable.items():
+                    batch.alter_column(name, nullable=is_nullable)
+        alter = f"ALTER TABLE {quoted(run.dialect, table.schema, table.name)}"
+        for old, new in names.items():
+            run.execute(f"{alter} RENAME COLUMN {quoted(run.dialect, old)} TO {quoted(run.dialect, new)}")
+
+    def drop_column(self, run: Runner, column: Column[Any]) -> None:
+        table = quoted(run.dialect, column.table.schema, column.table.name)
+        run.execute(f"ALTER TABLE {table} DROP COLUMN {quoted(run.dialect, column.name)}")
+
+
+def _in(dialect: Any, schema: str | None) -> str:
+    return f"{quoted(dialect, schema)}." if schema else ""
+
+
+def _plain(sql: str) -> str:
+    """Return SQL without what SQLite may write another way: quotes after a table is renamed, white space."""
+    return _SPACE.sub(" ", _QUOTES.sub("", sql)).strip()
+
+
+def _definitions(statements: list[str]) -> dict[str, str]:
+    """Return the statements that SQLite keeps, by the name of what they create and as it keeps them."""
+    found = {}
+    for statement in statements:
+        created = _CREATED.match(_plain(statement))
+        if created is not None:
+            what, name = created.groups()
+            found[name] = f"CREATE {what} {name}{_plain(statement)[created.end() :]}"
+    return found
+
+
+def _convert_values(connection: Connection, column: Column[Any], existing: Column[Any]) -> None:
+    """Check that every vector fits the new type; round those that have more digits than a half vector."""
+    table = existing.table
+    key = list(table.primary_key.columns)
+    old, new = existing.type, column.type
+    assert isinstance(old, VectorType)
+    assert isinstance(new, VectorType)
+    rows = connection.execute(
+        select(existing, *key).where(existing.is_not(None)), execution_options={"yield_per": 1000}
+    )
+    for part in rows.partitions():
+        converted = []
+        for vector, *values in part:
+            try:
+                fitting = new.codec.coerce(vector, f"{table.name}.{column.name}")
+            except ValueError as error:
+                raise MigrationError(f"{table.name}.{column.name} has a vector that does not fit: {error}") from error
+            if new.kind == "halfvec" and old.kind == "vector":
+                converted.append((old.codec.coerce(np.asarray(fitting, np.float32), existing.name), values))
+        for vector, values in converted:
+            same = [c == v for c, v in zip(key, values, strict=True)]
+            connection.execute(update(table).where(*same).values({existing.name: vector}))
