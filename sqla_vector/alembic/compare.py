@@ -94,6 +94,7 @@ def compare_table(
     if not _is_served(context):
         return PriorityDispatchResult.CONTINUE
     comparison = comparison_of(context.opts)
+    comparison.show()
     comparison.claimed.clear()
     comparison.kept.clear()
     retyped, comparison.retyped = comparison.retyped, []
@@ -103,6 +104,9 @@ def compare_table(
         comparison.kept.update(_kept_columns(conn_table, table))
     if found or declared or retyped:
         _TableComparison(context, comparison, modify_ops, conn_table, table, declared).compare(found, retyped)
+    for index, key in declared.values():
+        if index.name in comparison.claimed or index_key(index) is not None:
+            comparison.hide(key.column.table, index)
     return PriorityDispatchResult.CONTINUE
 
 
@@ -284,8 +288,15 @@ def _predicate(where: Any) -> str:
     return str(compiled).replace("%%", "%")
 
 
+def release(context: Any, *arguments: Any) -> PriorityDispatchResult:
+    """Give a table its indexes back, when Alembic has compared the others."""
+    comparison_of(context.opts).show()
+    return PriorityDispatchResult.CONTINUE
+
+
 def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
     """Lift the operations out of the tables' containers to where they can run."""
+    comparison_of(context.opts).show()
     first: list[Any] = []
     rest: list[Any] = []
     for op in upgrade_ops.ops:
@@ -322,4 +333,5 @@ def setup(plugin: Plugin) -> None:
     plugin.add_autogenerate_comparator(prepare, "autogenerate", PLUGIN, priority=first)
     plugin.add_autogenerate_comparator(compare_type, "column", "types", priority=first)
     plugin.add_autogenerate_comparator(compare_table, "table", PLUGIN, priority=first)
+    plugin.add_autogenerate_comparator(release, "table", PLUGIN, priority=last)
     plugin.add_autogenerate_comparator(arrange, "autogenerate", PLUGIN + ".arrange", priority=last)

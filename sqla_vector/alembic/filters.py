@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Column
+from sqlalchemy import Column, Index, Table
 
 from sqla_vector.alembic.render import render_item as render_vector_item
 
@@ -28,8 +28,21 @@ class Comparison:
     """The columns of it that are kept after a change of dimension."""
     retyped: list[tuple[Column[Any], Column[Any]]] = field(default_factory=list)
     """The columns of it whose type differs: in the database, and in the model."""
+    hidden: list[tuple[Table, Index]] = field(default_factory=list)
+    """The declared indexes that are taken out of their table while Alembic compares its other indexes."""
     reflected: dict[tuple[int, str | None], dict[str, list[Any]]] = field(default_factory=dict)
     """The vector indexes of each schema, by table; the number is the connection's identity."""
+
+    def hide(self, table: Table, index: Index) -> None:
+        """Take an index out of its table: Alembic would compare its expression, and warn that it cannot."""
+        table.indexes.remove(index)
+        self.hidden.append((table, index))
+
+    def show(self) -> None:
+        """Put back what was taken out."""
+        while self.hidden:
+            table, index = self.hidden.pop()
+            table.indexes.add(index)
 
 
 def comparison_of(opts: dict[str, Any]) -> Comparison:
@@ -40,6 +53,7 @@ def comparison_of(opts: dict[str, Any]) -> Comparison:
 
 def options(
     *,
+    include_name: Callable[..., bool] | None = None,
     include_object: Callable[..., bool] | None = None,
     render_item: Callable[..., Any] | None = None,
     autogenerate_plugins: Sequence[str] = ("alembic.autogenerate.*",),
@@ -54,16 +68,20 @@ def options(
     Call it anew for each ``context.configure()``.
 
     Args:
-        include_object: your own filter, asked as well.
+        include_name: your own filter of names in the database, asked as well.
+        include_object: your own filter of objects, asked as well.
         render_item: your own renderer, asked first.
         autogenerate_plugins: the comparators of your choice; this package's are added.
         **others: further arguments of ``context.configure()``, passed on.
     """
     comparison = Comparison()
 
-    def include(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
+    def include_named(name: str | None, type_: str, parent_names: Any) -> bool:
         if type_ == "index" and name in comparison.claimed:
             return False
+        return include_name is None or include_name(name, type_, parent_names)
+
+    def include(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
         if type_ == "column" and reflected and compare_to is None and name in comparison.kept:
             return False
         return include_object is None or include_object(object_, name, type_, reflected, compare_to)
@@ -75,6 +93,7 @@ def options(
     plugins = [*autogenerate_plugins, *([] if PLUGIN in autogenerate_plugins else [PLUGIN])]
     return {
         **others,
+        "include_name": include_named,
         "include_object": include,
         "render_item": render,
         "autogenerate_plugins": plugins,
