@@ -26,7 +26,7 @@ from sqlalchemy.types import TypeEngine
 from sqla_vector.alembic import ops
 from sqla_vector.alembic.definition import IndexDefinition, reflect_table
 from sqla_vector.alembic.runner import OperationsRunner
-from sqla_vector.dialects.migration import BuildOptions, beside, kept
+from sqla_vector.dialects.migration import PLAIN, BuildOptions, beside, kept
 from sqla_vector.exc import InvalidVector, MigrationError
 from sqla_vector.schema import index_key, is_small
 from sqla_vector.types import VectorType
@@ -103,7 +103,7 @@ class _Replacement:
         for definition in self._op.indexes:
             index = definition.bind(self._run.connection, self._op.type_)
             if is_due(self._run, index):
-                self._support.create_index(self._run, index, BuildOptions())
+                self._support.create_index(self._run, index, PLAIN)
 
     def _retype(self) -> None:
         """Change the type of a column without vectors."""

@@ -20,6 +20,7 @@ from sqla_vector.alembic import ops
 from sqla_vector.alembic.definition import IndexDefinition
 from sqla_vector.alembic.filters import PLUGIN, Comparison, comparison_of
 from sqla_vector.dialects.migration import MigrationSupport, ReflectedIndex, beside, kept
+from sqla_vector.dialects.settings import settings_of
 from sqla_vector.engine import attach_connection
 from sqla_vector.schema import VectorIndexKey, index_key, vector_indexes
 from sqla_vector.types import DIALECTS, VectorType, support_of
@@ -48,7 +49,7 @@ def prepare(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
         return PriorityDispatchResult.CONTINUE
     attach_connection(context.connection)
     if _needs_extension(context) and _support(context).lacks_extension(context.connection):
-        upgrade_ops.ops.append(ops.CreateVectorExtensionOp())
+        upgrade_ops.ops.append(ops.CreateVectorExtensionOp(settings_of(context.dialect).schema))
         logger.info("Detected missing extension 'vector'")
     return PriorityDispatchResult.CONTINUE
 

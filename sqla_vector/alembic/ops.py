@@ -11,7 +11,7 @@ from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
 from sqla_vector.alembic.definition import IndexDefinition
-from sqla_vector.dialects.migration import BuildOptions
+from sqla_vector.dialects.migration import PLAIN, BuildOptions
 from sqla_vector.exc import InvalidOption, MigrationError
 from sqla_vector.schema import check_existing_name, check_identifier, check_whole_number
 from sqla_vector.types import VectorType
@@ -97,7 +97,7 @@ class DropVectorExtensionOp(MigrateOperation):
 class CreateVectorIndexOp(MigrateOperation):
     """Build a vector index."""
 
-    def __init__(self, definition: IndexDefinition, build: BuildOptions = BuildOptions()) -> None:  # noqa: B008
+    def __init__(self, definition: IndexDefinition, build: BuildOptions = PLAIN) -> None:
         self.definition = definition
         self.build = build
 
@@ -229,7 +229,7 @@ class RebuildVectorIndexOp(MigrateOperation):
         self,
         definition: IndexDefinition,
         existing: IndexDefinition | None = None,
-        build: BuildOptions = BuildOptions(),  # noqa: B008
+        build: BuildOptions = PLAIN,
     ) -> None:
         self.definition = definition
         self.existing = existing

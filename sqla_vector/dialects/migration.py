@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from sqlalchemy import Column, Index, MetaData, Table, TextClause, text
 from sqlalchemy.engine import Connection, Dialect
@@ -14,6 +14,7 @@ from sqlalchemy.sql.expression import Executable
 from sqla_vector.schema import IndexSpec, VectorIndexKey
 
 __all__ = [
+    "PLAIN",
     "BuildOptions",
     "MigrationSupport",
     "ReflectedIndex",
@@ -62,6 +63,10 @@ class BuildOptions:
     """PostgreSQL: memory for this build, for example ``2GB``."""
     parallel_workers: int | None = None
     """PostgreSQL: processes for this build, beside the one that builds anyway."""
+
+
+PLAIN: Final = BuildOptions()
+"""A build without anything special."""
 
 
 @dataclass(frozen=True)
