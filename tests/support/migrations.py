@@ -94,6 +94,8 @@ class Project:
         if backend.family == "sqlite":
             options.setdefault("render_as_batch", True)
         self.options = options
+        self.attributes: dict[str, Any] = {}
+        """What revisions find in ``op.get_context().config.attributes``, such as a function to call."""
         self._count = 0
 
     def config(self, metadata: MetaData | None = None, output: io.StringIO | None = None) -> Config:
@@ -101,7 +103,7 @@ class Project:
         config = Config(output_buffer=output)
         config.set_main_option("script_location", str(self.directory))
         config.attributes.update(
-            metadata=metadata, options=self.options, url=self.backend.url, connected=self._connected
+            self.attributes, metadata=metadata, options=self.options, url=self.backend.url, connected=self._connected
         )
         return config
 
