@@ -17,23 +17,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Column, Index, MetaData, Table, bindparam, func, select, tuple_, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
 from sqla_vector.alembic import ops
+from sqla_vector.alembic.backfill import compute_vectors
 from sqla_vector.alembic.definition import IndexDefinition, reflect_table
 from sqla_vector.alembic.runner import OperationsRunner
 from sqla_vector.dialects.migration import PLAIN, BuildOptions, beside, kept
-from sqla_vector.exc import InvalidVector, MigrationError
+from sqla_vector.exc import MigrationError
 from sqla_vector.schema import index_key, is_small
-from sqla_vector.types import VectorType
 
 __all__ = ["ColumnChange", "ColumnRestoration", "column_of", "is_due"]
 
 logger = logging.getLogger("sqla_vector.alembic")
+
+_VERSION: Final = "sqla_vector_version"
 
 
 def is_due(run: OperationsRunner, index: Index) -> bool:
@@ -132,6 +134,8 @@ class ColumnChange(_Replacement):
             raise MigrationError(
                 f"{op.table_name}.{shadow.name} is left over from another change, its type is {shadow.type!r}; drop it"
             )
+        for name in op.source:
+            column_of(table, name)
         self._support.lock(self._run, table)
         if shadow is None and not self._has_any(column):
             self._retype()
@@ -142,13 +146,16 @@ class ColumnChange(_Replacement):
                 f"{self._name} holds vectors of {op.existing_type!r}, which do not convert to {op.type_!r}: give "
                 'op.change_vector_column() backfill=, a function from rows to vectors, or backfill="later"'
             )
+        elif not table.primary_key.columns:
+            raise MigrationError(f"{table.name} has no primary key, by which its rows could be filled in batches")
         else:
             self._fill_and_swap(table, column)
 
     def _is_done(self, table: Table, column: Column[Any]) -> bool:
         old, new = self._op.existing_type, self._op.type_
         before = table.c.get(kept(self._op.column_name))
-        if before is not None and self._is(column, new) and self._is(before, old):
+        # With one type for both models nothing tells a change that was done from one that is to follow it.
+        if before is not None and not self._is(column, old) and self._is(column, new) and self._is(before, old):
             return True
         if before is not None:
             raise MigrationError(
@@ -220,51 +227,75 @@ class _Filling:
         self._run = run
         self._table = table
         self._op = op
+        self._where = f"{table.name}.{op.column_name}"
         self._key = list(table.primary_key.columns)
-        self._version = run.support.row_version(table)
-        if not self._key:
-            raise MigrationError(f"{table.name} has no primary key, by which its rows could be filled in batches")
+        self._version = run.support.row_version(table.c[op.column_name])
+
+    @property
+    def _connection(self) -> Connection:
+        # Not kept: within an autocommit block Alembic has another one.
+        connection = self._run.connection
+        assert connection is not None
+        return connection
 
     @cached_property
     def _update(self) -> Any:
         criteria = [column == bindparam(f"key_{number}") for number, column in enumerate(self._key)]
-        if self._version is not None:
-            # A row that somebody wrote since it was read is left to the next pass.
-            criteria.append(self._version == bindparam("version"))
+        # A row that somebody wrote since it was read is left to the next pass.
+        criteria.append(self._version == bindparam("version", type_=self._version.type))
         shadow = beside(self._op.column_name)
         return update(self._table).where(*criteria).values({shadow: bindparam("vector", type_=self._op.type_)})
 
     def fill(self, *, commit: bool) -> None:
-        """Fill every row that has an old vector and no new one."""
-        total = 0
+        """Fill every row that has an old vector and no new one.
+
+        Raises:
+            MigrationError: backfill failed, or a row does not keep what is written.
+        """
+        total, number = 0, 0
+        seen: dict[Any, Any] = {}
         while True:
-            filled = 0
+            number += 1
+            before, seen, filled = seen, {}, 0
             for rows in self._batches():
+                for row in rows if number > 1 else ():  # from the second pass on there are few
+                    self._check_progress(row, before)
+                    seen[self._key_of(row)] = row[_VERSION]
+                # Outside of any transaction, since it may take long.
+                vectors = self._vectors(rows)
                 with self._run.transaction() if commit else nullcontext():
-                    filled += self._write(rows, self._vectors(rows))
-                logger.info("%s.%s: %d rows filled", self._table.name, self._op.column_name, total + filled)
+                    self._write(rows, vectors)
+                filled += len(rows)
+                logger.info("%s: %d rows filled", self._where, total + filled)
             total += filled
             if not filled:
                 return
+
+    def _key_of(self, row: Any) -> tuple[Any, ...]:
+        return tuple(row[column.name] for column in self._key)
+
+    def _check_progress(self, row: Any, before: Mapping[Any, Any]) -> None:
+        key = self._key_of(row)
+        if key in before and before[key] == row[_VERSION]:
+            raise MigrationError(
+                f"{self._where}: the new vector of the row {key!r} was written and is not there; "
+                "a trigger or a policy of the table may stand in the way, or its key is NULL"
+            )
 
     def _batches(self) -> Iterator[list[Any]]:
         old = self._table.c[self._op.column_name]
         shadow = self._table.c[beside(self._op.column_name)]
         columns = [c for c in self._table.columns if c is not shadow]
-        version = () if self._version is None else (self._version.label("sqla_vector_version"),)
-        wanted = select(*columns, *version).where(old.is_not(None), shadow.is_(None)).order_by(*self._key)
+        wanted = select(*columns, self._version.label(_VERSION)).where(old.is_not(None), shadow.is_(None))
+        wanted = wanted.order_by(*self._key).limit(self._op.batch_size)
         last: tuple[Any, ...] | None = None
         while True:
-            connection = self._run.connection
-            assert connection is not None
-            stmt = wanted.limit(self._op.batch_size)
-            if last is not None:
-                stmt = stmt.where(self._after(last))
-            rows = connection.execute(stmt).mappings().all()
+            stmt = wanted if last is None else wanted.where(self._after(last))
+            rows = self._connection.execute(stmt).mappings().all()
             if not rows:
                 return
             yield list(rows)
-            last = tuple(rows[-1][column.name] for column in self._key)
+            last = self._key_of(rows[-1])
 
     def _after(self, last: tuple[Any, ...]) -> Any:
         if len(self._key) == 1:
@@ -272,34 +303,17 @@ class _Filling:
         return tuple_(*self._key) > tuple_(*last)
 
     def _vectors(self, rows: list[Any]) -> list[Any]:
-        backfill = self._op.backfill
-        assert callable(backfill)
-        hidden = {"sqla_vector_version"}
-        given: list[Mapping[str, Any]] = [
-            {name: value for name, value in row.items() if name not in hidden} for row in rows
-        ]
-        vectors = list(backfill(given))
-        if len(vectors) != len(rows):
-            raise MigrationError(f"backfill was given {len(rows):,} rows and returned {len(vectors):,} vectors")
-        type_, where = self._op.type_, f"{self._table.name}.{self._op.column_name}"
-        for vector in vectors:
-            if vector is None:
-                raise InvalidVector(f"{where}: backfill returned None for a row")
-            if isinstance(type_, VectorType):
-                type_.codec.coerce(vector, where)
-        return vectors
+        given = [{name: value for name, value in row.items() if name != _VERSION} for row in rows]
+        key = tuple(column.name for column in self._key)
+        op = self._op
+        return compute_vectors(op.backfill, op.source, list(given), op.type_, self._where, key)
 
-    def _write(self, rows: list[Any], vectors: list[Any]) -> int:
-        connection = self._run.connection
-        assert connection is not None
+    def _write(self, rows: list[Any], vectors: list[Any]) -> None:
         parameters = []
         for row, vector in zip(rows, vectors, strict=True):
-            values = {f"key_{number}": row[column.name] for number, column in enumerate(self._key)}
-            if self._version is not None:
-                values["version"] = row["sqla_vector_version"]
-            parameters.append({**values, "vector": vector})
-        connection.execute(self._update, parameters)
-        return len(rows)
+            values = {f"key_{number}": value for number, value in enumerate(self._key_of(row))}
+            parameters.append({**values, "version": row[_VERSION], "vector": vector})
+        self._connection.execute(self._update, parameters)
 
 
 class ColumnRestoration(_Replacement):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from alembic.operations import MigrateOperation, Operations
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import TypeEngine
 
+from sqla_vector.alembic.backfill import Backfill, check_backfill
 from sqla_vector.alembic.definition import IndexDefinition
 from sqla_vector.dialects.migration import PLAIN, BuildOptions
 from sqla_vector.exc import InvalidOption, MigrationError
@@ -28,8 +29,6 @@ __all__ = [
     "RebuildVectorIndexOp",
     "RestoreVectorColumnOp",
 ]
-
-Backfill = Callable[[list[Mapping[str, Any]]], Any] | Literal["later"] | None
 
 MAX_BATCH: Final = 100_000
 
@@ -381,12 +380,12 @@ class _ReplacingOp(_ColumnOp):
         indexes: Sequence[IndexDefinition] = (),
         existing_indexes: Sequence[IndexDefinition] = (),
         backfill: Backfill = None,
+        source: str | Sequence[str] = (),
         batch_size: int = 500,
         concurrently: bool = True,
     ) -> None:
         super().__init__(table_name, column_name, type_=type_, existing_type=existing_type, schema=schema)
-        if backfill is not None and backfill != "later" and not callable(backfill):
-            raise InvalidOption(f'backfill must be a function or "later", got {backfill!r}')
+        self.source = check_backfill(backfill, source)
         self.indexes = tuple(indexes)
         self.existing_indexes = tuple(existing_indexes)
         self.backfill = backfill
@@ -433,6 +432,7 @@ class ChangeVectorColumnOp(_ReplacingOp):
         indexes: Sequence[Mapping[str, Any]] = (),
         existing_indexes: Sequence[Mapping[str, Any]] = (),
         backfill: Backfill = None,
+        source: str | Sequence[str] = (),
         batch_size: int = 500,
         concurrently: bool = True,
     ) -> None:
@@ -455,8 +455,11 @@ class ChangeVectorColumnOp(_ReplacingOp):
                 :func:`sqla_vector.vector_index`.
             existing_indexes: those that the column has now.
             backfill: a function that is given rows, as a list of mappings from column name to value, and returns
-                the new vectors, shape (len(rows), dimension).  Or ``"later"``: the new column starts out NULL.
-                None is good for a table without vectors only.
+                the new vectors, shape (len(rows), dimension).  Or an embedder, an object whose ``embed(texts)``
+                returns them, with ``source=``.  Or ``"later"``: the new column starts out NULL.  None is good
+                for a table without vectors only.  Rows without an old vector are not asked for.
+            source: for an embedder: the columns whose text it is given, joined by a blank line.  A column without
+                text is left out; a row without any is refused, since its vector would mean nothing.
             batch_size: rows given to ``backfill`` at once.
             concurrently: PostgreSQL builds the new indexes without blocking writes.
 
@@ -475,6 +478,7 @@ class ChangeVectorColumnOp(_ReplacingOp):
                 indexes=indexes,
                 existing_indexes=existing_indexes,
                 backfill=backfill,
+                source=source,
                 batch_size=batch_size,
                 concurrently=concurrently,
             )

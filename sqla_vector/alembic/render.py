@@ -160,7 +160,9 @@ def _replacing(context: Any, op: Any) -> dict[str, str]:
 @renderers.dispatch_for(ops.ChangeVectorColumnOp)
 def _change_column(context: Any, op: ops.ChangeVectorColumnOp) -> list[str]:
     named = _replacing(context, op)
-    named["backfill"] = repr(op.backfill) if op.backfill is None or op.backfill == "later" else op.backfill.__name__
+    by_name = op.backfill is not None and op.backfill != "later"
+    named["backfill"] = getattr(op.backfill, "__name__", "...") if by_name else repr(op.backfill)
+    named.update(_optional(source=op.source))
     return [
         f"# The vectors of {op.table_name}.{op.column_name} do not convert to the new type. If there are any, give",
         "# backfill a function that is passed rows (a list of mappings) and returns their new vectors; with",

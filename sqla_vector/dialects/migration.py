@@ -137,8 +137,8 @@ class MigrationSupport(Protocol):
     def forget_shadow(self, run: Runner, column: Column[Any]) -> None:
         """Undo :meth:`prepare_shadow`."""
 
-    def row_version(self, table: Table) -> Any:
-        """Return an expression that differs whenever a row was written, None if nobody else can write."""
+    def row_version(self, column: Column[Any]) -> Any:
+        """Return an expression that differs when somebody wrote a row's vector in this column."""
 
     def builds_before_swap(self) -> bool:
         """Tell whether the index of a shadow column can be built on it and renamed with it."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
-from sqlalchemy import Column, Index, Table, literal_column
+from sqlalchemy import Column, Index, String, Table, literal_column
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, DropIndex
@@ -170,8 +170,8 @@ class PostgreSQLMigration:
         run.execute(f"DROP TRIGGER IF EXISTS {quoted(dialect, column.name)} ON {_table(run, column)}")
         run.execute(f"DROP FUNCTION IF EXISTS {quoted(dialect, column.table.schema, column.name)}()")
 
-    def row_version(self, table: Table) -> Any:
-        return literal_column("xmin::text")
+    def row_version(self, column: Column[Any]) -> Any:
+        return literal_column("xmin::text", String)
 
     def builds_before_swap(self) -> bool:
         return True

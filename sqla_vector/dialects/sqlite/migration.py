@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import Column, Index, Table, select, update
+from sqlalchemy import Column, Index, LargeBinary, Table, select, type_coerce, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import CreateIndex
 
@@ -166,8 +166,8 @@ class SQLiteMigration:
         name = quoted(run.dialect, column.name)
         run.execute(f"DROP TRIGGER IF EXISTS {_in(run.dialect, column.table.schema)}{name}")
 
-    def row_version(self, table: Table) -> Any:
-        return None
+    def row_version(self, column: Column[Any]) -> Any:
+        return type_coerce(column, LargeBinary)  # the stored bytes: SQLite counts no versions
 
     def builds_before_swap(self) -> bool:
         return False
