@@ -96,9 +96,9 @@ def assert_in_step(connection: Connection, table: Table, options: dict[str, Any]
         values = [stand_ins[name] if value is None else value for name, value in zip(columns, values, strict=True)]
         expected[row.id] = (quantized(row.embedding, options), *values)
     is_text = isinstance(table.c.id.type, String)
-    listed = "".join(f", {name}" for name in columns)
+    kept = [row[1] for row in connection.exec_driver_sql("PRAGMA table_info(ix_item)")][1 : 2 + len(columns)]
     found = {
-        row[0]: tuple(row[1:]) for row in connection.exec_driver_sql(f"SELECT rowid, embedding{listed} FROM ix_item")
+        row[0]: tuple(row[1:]) for row in connection.exec_driver_sql(f"SELECT rowid, {', '.join(kept)} FROM ix_item")
     }
     if is_text:
         keys = dict(connection.exec_driver_sql("SELECT number, key FROM ix_item_keys").all())

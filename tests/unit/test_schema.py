@@ -336,8 +336,8 @@ def test_the_ddl_of_sqlite_is_one_script_of_plain_names(sqlite_engine):
     make_table(Vector(8), index)
     sql = created(index, sqlite_engine.dialect)
     assert sql.startswith(
-        "CREATE VIRTUAL TABLE ix_item USING vec0(embedding float[8] distance_metric=cosine, id integer partition key, "
-        "language text)"
+        "CREATE VIRTUAL TABLE ix_item USING vec0(vector float[8] distance_metric=cosine, "
+        "partition_1 integer partition key, include_1 text)"
     )
     assert sql.count("CREATE TRIGGER ix_item_") == 5
     dropped = str(DropIndex(index).compile(dialect=sqlite_engine.dialect))
@@ -358,7 +358,7 @@ def test_names_of_tables_and_columns_are_quoted_in_every_statement(sqlite_engine
     with sqlite_engine.begin() as connection:
         connection.execute(table.insert(), [{"the key": 7, "order": "a'b", "embedding": np.ones(8)}])
         connection.execute(table.update().values({"order": "%s"}))
-        assert connection.exec_driver_sql('SELECT rowid, "order" FROM ix_weird').all() == [(7, "%s")]
+        assert connection.exec_driver_sql("SELECT rowid, include_1 FROM ix_weird").all() == [(7, "%s")]
     table.metadata.drop_all(sqlite_engine)
 
 

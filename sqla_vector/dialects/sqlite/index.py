@@ -39,14 +39,20 @@ from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
 from sqla_vector.exc import IndexNotUsable, PluginMissing
 from sqla_vector.schema import IndexSpec, VectorIndexKey, index_key, vector_indexes
 
-__all__ = ["Vec0Index", "Vec0Statements", "drop_statements", "vec0_index"]
+__all__ = ["SIDE_TABLES", "TRIGGERS", "Vec0Index", "Vec0Statements", "drop_statements", "vec0_index"]
 
 logger = logging.getLogger("sqla_vector.sqlite")
 
 MAX_DIMENSIONS: Final = 8_192
 MAX_METADATA: Final = 16
 MAX_PARTITIONS: Final = 4
-_HIDDEN: Final = frozenset({"distance", "k", "rowid"})
+
+VECTOR: Final = "vector"
+"""What vec0 calls the vector; the columns it copies are ``include_1``, ``partition_1`` and so on.
+
+Not by the names of the table's columns: when one is renamed SQLite corrects the triggers, but a vec0 table stays as
+it is.  vec0 also parses no quoted names, and has hidden columns of its own.
+"""
 
 _NULL_STAND_INS: Final = {
     "integer": "-9223372036854775807",
@@ -69,6 +75,7 @@ class Metadata:
 
     column: Column[Any]
     name: str
+    """Its name in the vec0 table."""
     vec0_type: str
     nullable: bool
     partition: bool
@@ -83,7 +90,6 @@ class Vec0Index:
         self.table: Table = index.table
         self.key = key
         self.spec: IndexSpec = key.spec
-        self.vector_name = key.column.name
         self.primary_key = _single_key(self)
         self.has_text_key = isinstance(self.primary_key.type, String)
         self.metadata = list(_metadata(self))
@@ -187,25 +193,23 @@ def _metadata(index: Vec0Index) -> Iterator[Metadata]:
         if len(names) > limit:
             what = "partition_by" if partition else "include"
             raise IndexNotUsable(f"{index.name}: vec0 takes at most {limit} {what} columns, got {len(names)}")
-        for name in names:
+        for number, name in enumerate(names, start=1):
             column = index.table.c[name]
             vec0_type = next((v for type_, v in _VEC0_TYPES if isinstance(column.type, type_)), None)
             if vec0_type is None or (partition and vec0_type not in ("integer", "text")):
                 raise IndexNotUsable(
                     f"{index.name}: vec0 cannot keep {index.table.name}.{name}, its type is {column.type!r}"
                 )
-            if not column.name.isidentifier() or not column.name.isascii():
-                raise IndexNotUsable(f"{index.name}: vec0 takes plain column names, not {column.name!r}")
-            inner = column.name
-            while inner.lower() in _HIDDEN or inner.lower() == index.vector_name.lower():
-                inner += "_"
+            inner = f"{'partition' if partition else 'include'}_{number}"
             yield Metadata(column, inner, vec0_type, bool(column.nullable), partition)
 
 
 _KEYS: Final = "_keys"
 _REPLACED: Final = "_replaced"
 
-_TRIGGERS: Final = (
+SIDE_TABLES: Final = (_KEYS, _REPLACED)
+"""What stands after an index's name in those of the tables beside its vec0 table."""
+TRIGGERS: Final = (
     "insert",
     "insert_without",
     "update",
@@ -214,6 +218,7 @@ _TRIGGERS: Final = (
     "replace",
     "replace_update",
 )
+"""What stands after it, and an underscore, in those of its triggers."""
 
 
 class Vec0Statements:
@@ -226,7 +231,7 @@ class Vec0Statements:
         self._schema = f"{preparer.quote_schema(schema)}." if schema else ""
         self._table = preparer.quote(index.table.name)
         self._key = preparer.quote(index.primary_key.name)
-        self._vector = preparer.quote(index.vector_name)
+        self._vector = preparer.quote(index.key.column.name)
         self._vec0 = preparer.quote(index.name)
         self._keys = preparer.quote(index.keys_name)
         self._replaced = preparer.quote(index.replaced_name)
@@ -249,7 +254,7 @@ class Vec0Statements:
         return _drop_statements(self._index.name, self._schema, self._quote)
 
     def _create_vec0(self) -> str:
-        columns = [f"{self._index.vector_name} {self._index.column_spec}"]
+        columns = [f"{VECTOR} {self._index.column_spec}"]
         for item in self._index.metadata:
             columns.append(f"{item.name} {item.vec0_type}{' partition key' if item.partition else ''}")
         return f"CREATE VIRTUAL TABLE {self._schema}{self._vec0} USING vec0({', '.join(columns)})"
@@ -262,11 +267,11 @@ class Vec0Statements:
 
     def _values(self, source: str) -> tuple[str, str]:
         """Return the columns of vec0, and their values for the row ``source`` (NEW, or a table)."""
-        names = ["rowid", self._quote(self._index.vector_name)]
+        names = ["rowid", VECTOR]
         values = [self._number(f"{source}.{self._key}"), self._index.quantized(f"{source}.{self._vector}")]
         for item in self._index.metadata:
             value = f"{source}.{self._quote(item.column.name)}"
-            names.append(self._quote(item.name))
+            names.append(item.name)
             values.append(f"coalesce({value}, {_NULL_STAND_INS[item.vec0_type]})" if item.nullable else value)
         return ", ".join(names), ", ".join(values)
 
@@ -390,7 +395,7 @@ def drop_statements(name: str, schema: str | None, preparer: IdentifierPreparer)
 
 
 def _drop_statements(name: str, prefix: str, quote: Callable[[str], str]) -> list[str]:
-    statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in _TRIGGERS]
+    statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in TRIGGERS]
     for table in (f"{name}{_REPLACED}", f"{name}{_KEYS}", name):
         statements.append(f"DROP TABLE IF EXISTS {prefix}{quote(table)}")
     return statements

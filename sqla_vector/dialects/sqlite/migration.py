@@ -28,6 +28,7 @@ logger = logging.getLogger("sqla_vector.alembic")
 _UNKNOWN: Final = frozenset({"method", "options"})
 _QUOTES: Final = re.compile(r"[\"`\[\]]")
 _SPACE: Final = re.compile(r"\s+")
+_PARTS: Final = re.compile(r"; | AND | BEGIN | ON | OF |, (?=[^()]* ON )")
 _CREATED: Final = re.compile(r"CREATE (VIRTUAL TABLE|TABLE|TRIGGER) (?:\w+\.)?(\w+)", re.IGNORECASE)
 
 
@@ -54,6 +55,7 @@ class SQLiteMigration:
                 is_valid=True,
                 definition=found.statements,
                 unknown=_UNKNOWN | {"metric_name"} if found.spec.precision == "binary" else _UNKNOWN,
+                is_shared=False,
             )
             for found in reflect_vec0(connection, schema)
         ]
@@ -72,7 +74,7 @@ class SQLiteMigration:
         declared = _definitions(Vec0Statements(vec0, connection.dialect.identifier_preparer).create())
         is_there = {name: _plain(sql) for name, sql in found.definition.items()}
         for name in sorted(declared.keys() | is_there.keys()):
-            if declared.get(name) != is_there.get(name):
+            if _unordered(declared.get(name)) != _unordered(is_there.get(name)):
                 return f"{name}, which is {is_there.get(name, 'missing')}"
         return None
 
@@ -196,6 +198,16 @@ def _in(dialect: Any, schema: str | None) -> str:
 def _plain(sql: str) -> str:
     """Return SQL without what SQLite may write another way: quotes after a table is renamed, white space."""
     return _SPACE.sub(" ", _QUOTES.sub("", sql)).strip()
+
+
+def _unordered(sql: str | None) -> list[str] | None:
+    """Return what a trigger consists of; the rest as it is.
+
+    Its statements stand in the order of the columns' names, which a column that is renamed leaves.
+    """
+    if sql is None or not sql.startswith("CREATE TRIGGER"):
+        return None if sql is None else [sql]
+    return sorted(_PARTS.split(sql))
 
 
 def _definitions(statements: list[str]) -> dict[str, str]:

@@ -8,13 +8,15 @@ from typing import Final
 
 from sqlalchemy.engine import Connection
 
+from sqla_vector.dialects.sqlite.index import SIDE_TABLES, TRIGGERS
 from sqla_vector.metrics import METRICS
 from sqla_vector.schema import IndexSpec
 
 __all__ = ["ReflectedVec0", "find_vec0_tables", "reflect_vec0"]
 
 _ARGUMENTS: Final = re.compile(r"USING vec0\((.*)\)\s*\Z", re.IGNORECASE | re.DOTALL)
-_VECTOR: Final = re.compile(r"(\w+) (float|int8|bit)\[\d+\](?: distance_metric=(\w+))?\Z")
+_VECTOR: Final = re.compile(r"\w+ (float|int8|bit)\[\d+\](?: distance_metric=(\w+))?\Z")
+_NEW: Final = re.compile(r'\bNEW\.("(?:[^"]|"")*"|\w+)')
 _VALUE_RANGE: Final = re.compile(r"vector_int8_quantize\([^)]*?, ([0-9.e+-]+)\)")
 _BY_VEC0_METRIC: Final = {metric.vec0_metric: metric.name for metric in METRICS.values() if metric.vec0_metric}
 
@@ -62,16 +64,15 @@ def reflect_vec0(connection: Connection, schema: str | None = None) -> list[Refl
         "WHERE type = 'trigger' OR (type = 'table' AND (name LIKE '%\\_keys' ESCAPE '\\' "
         "OR name LIKE '%\\_replaced' ESCAPE '\\'))"
     ).all()
-    known = {(row.type, row.name): row for row in rows}
+    known = {row.name: row for row in rows}
     found = []
     for name, sql in vec0.items():
-        insert = known.get(("trigger", f"{name}_insert"))
-        if insert is None:
+        insert = known.get(f"{name}_insert")
+        if insert is None or insert.type != "trigger":
             continue
-        statements = {name: sql}
-        for row in rows:
-            if row.name.startswith(f"{name}_") and (row.type == "table" or row.tbl_name == insert.tbl_name):
-                statements[row.name] = row.sql
+        # By their whole names: that of another index may begin with this one's.
+        parts = (known.get(f"{name}{part}") for part in (*SIDE_TABLES, *(f"_{event}" for event in TRIGGERS)))
+        statements = {name: sql} | {part.name: part.sql for part in parts if part is not None}
         reflected = _parse(name, insert.tbl_name, sql, insert.sql, statements)
         if reflected is not None:
             found.append(reflected)
@@ -86,14 +87,17 @@ def _parse(name: str, table: str, sql: str, trigger: str, statements: dict[str, 
     declared = _VECTOR.match(vector)
     if declared is None:  # made by another program
         return None
-    column, element, vec0_metric = declared.groups()
+    element, vec0_metric = declared.groups()
+    columns = _copied_columns(trigger)
+    if len(columns) != len(others) + 2:
+        return None
+    _, column, *copied = columns
     include: list[str] = []
     partition_by: list[str] = []
-    for other in others:
-        inner = other.split()[0]
-        (partition_by if other.endswith("partition key") else include).append(_column_of(inner, trigger))
+    for other, of in zip(others, copied, strict=True):
+        (partition_by if other.endswith("partition key") else include).append(of)
     value_range = _VALUE_RANGE.search(trigger)
-    is_quantized = "binary_quantize(" in trigger
+    is_quantized = "vec_quantize_binary(" in trigger or "vector_binary_quantize(" in trigger
     if vec0_metric is not None:
         metric_name = str(_BY_VEC0_METRIC.get(vec0_metric, vec0_metric))
     elif is_quantized:
@@ -110,8 +114,14 @@ def _parse(name: str, table: str, sql: str, trigger: str, statements: dict[str, 
     return ReflectedVec0(name, table, column, element, spec, statements)
 
 
-def _column_of(inner: str, trigger: str) -> str:
-    """Return the table's column that a metadata column of vec0 copies: reserved names have an underscore more."""
-    while inner.endswith("_") and not re.search(rf"NEW\.[\"`\[]?{inner}\b", trigger):
-        inner = inner[:-1]
-    return inner
+def _copied_columns(trigger: str) -> list[str]:
+    """Return the table's columns that a trigger copies into vec0: key, vector, and those of metadata, in order.
+
+    The trigger knows them by the names that they have now; vec0 itself has names of its own.
+    """
+    values = trigger.rpartition(" VALUES ")[2]
+    return [_unquoted(name) for name in _NEW.findall(values)]
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name

@@ -21,7 +21,7 @@ from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ColumnEleme
 
 from sqla_vector.dialects.scope import StatementScope
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.index import Metadata, Vec0Index, exists, vec0_index
+from sqla_vector.dialects.sqlite.index import VECTOR, Metadata, Vec0Index, exists, vec0_index
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import declared_index, indexed_column
 
@@ -103,12 +103,11 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     preparer = scope.compiler.preparer
     schema = preparer.schema_for_object(index.table)
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
-    vector = preparer.quote(index.vector_name)
     # vec0 refuses NULL, which an expression may be (a row without a vector): any vector does, since the distance
     # of the statement is NULL then and no row qualifies.
     query = scope.process(scope.criterion.distance.operands[1])
     query = index.quantized(f"coalesce({query}, zeroblob({index.stored_bytes}))")
-    match = f"FROM {prefix}{preparer.quote(index.name)} WHERE {vector} MATCH {query} AND k = "
+    match = f"FROM {prefix}{preparer.quote(index.name)} WHERE {VECTOR} MATCH {query} AND k = "
     ctes, constraint = _constraint(scope, index, prefix)
     if scope.criterion.many:
         # This subquery runs for each query vector, and would run a CTE again for every mention of it: so plainly
@@ -225,4 +224,4 @@ def _metadata_constraint(
         return None
     if item.vec0_type == "boolean" and operator not in ("=", "!="):
         return None
-    return f"{scope.compiler.preparer.quote(item.name)} {operator} {scope.process(criterion.right)}"
+    return f"{item.name} {operator} {scope.process(criterion.right)}"
