@@ -97,6 +97,7 @@ def compare_table(
     comparison = comparison_of(context.opts)
     comparison.show()
     comparison.claimed.clear()
+    comparison.written.clear()
     comparison.kept.clear()
     retyped, comparison.retyped = comparison.retyped, []
     found = [] if conn_table is None else _reflected(context, comparison, schema, table_name)
@@ -106,7 +107,7 @@ def compare_table(
     if found or declared or retyped:
         _TableComparison(context, comparison, modify_ops, conn_table, table, declared).compare(found, retyped)
     for index, key in declared.values():
-        if index.name in comparison.claimed or index_key(index) is not None:
+        if index_key(index) is not None or index.name in comparison.written:
             comparison.hide(key.column.table, index)
     return PriorityDispatchResult.CONTINUE
 
@@ -167,16 +168,16 @@ class _TableComparison:
             if name in existing:
                 self._compare_index(existing[name], pair, changed)
             elif pair is not None and self._is_included(*pair, None):
-                self._comparison.claimed.add(name)
+                # Another index of this name, which is no vector index, is Alembic's to drop.
                 if pair[1].column.name not in changed and self._is_wanted(*pair):
                     self._add(pair)
         for name, (index, key) in self._declared.items():
-            if name not in declared and name in {i.name for i in found}:
+            if name not in declared and name not in existing and name in {i.name for i in found}:
                 self._compare_pgvector_index(next(i for i in found if i.name == name), index, key)
 
     def _is_foreign(self, index: ReflectedIndex) -> bool:
         """Tell whether an index belongs to a model of another package, or is declared as pgvector-python does it."""
-        if self._table is None:
+        if self._table is None or not index.is_shared:
             return False
         if index.name in {str(i.name) for i in self._table.indexes}:
             return index.name not in self._declared or index_key(self._declared[index.name][0]) is None
@@ -268,6 +269,7 @@ class _TableComparison:
         assert self._conn_table is not None
         logger.info("Detected changed vector index %r on '%s': %s", old.name, old.table_name, reason)
         self._comparison.claimed.add(old.name)
+        self._comparison.written.add(old.name)
         spec, column = old.spec, self._conn_table.c[old.column_name]
         was = Index(
             old.name,
@@ -308,11 +310,13 @@ def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
             rest.append(op)
             continue
         # They commit as they go, so that nothing that cannot be repeated may come before.
-        first.extend(o for o in op.ops if isinstance(o, ops.ChangeVectorColumnOp))
+        changes = [o for o in op.ops if isinstance(o, ops.ChangeVectorColumnOp)]
+        first.extend(changes)
         own = [o for o in op.ops if isinstance(o, (*_BEFORE, *_AFTER))]
         op.ops = [o for o in op.ops if not isinstance(o, (*_BEFORE, *_AFTER, ops.ChangeVectorColumnOp))]
         if op.ops:
             own = [split for o in own for split in _split(o)]
+            own.extend(late for change in changes for late in _postponed(change, _support(context)))
         rest.extend(sorted((o for o in own if isinstance(o, _BEFORE)), key=lambda o: _BEFORE.index(type(o))))
         if op.ops:
             rest.append(op)
@@ -326,6 +330,13 @@ def _split(op: Any) -> list[Any]:
     if not isinstance(op, ops.RebuildVectorIndexOp) or op.existing is None:
         return [op]
     return [ops.DropVectorIndexOp.of(op.existing), ops.CreateVectorIndexOp(op.definition)]
+
+
+def _postponed(change: ops.ChangeVectorColumnOp, support: MigrationSupport) -> list[ops.CreateVectorIndexOp]:
+    """Take from a change of a column the indexes that may need what becomes of the table after it."""
+    late = [d for d in change.indexes if d.options.get("where") or not support.builds_before_swap()]
+    change.indexes = tuple(definition for definition in change.indexes if definition not in late)
+    return [ops.CreateVectorIndexOp(definition) for definition in late]
 
 
 def setup(plugin: Plugin) -> None:

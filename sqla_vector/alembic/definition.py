@@ -142,14 +142,7 @@ class IndexDefinition:
             table: the reflected table.
             hint: the declaration of an index of the same name, for what the database does not keep.
         """
-        spec = found.spec
-        if hint is not None:
-            spec = replace(spec, **{name: getattr(hint, name) for name in found.unknown})
-            spec = replace(
-                spec,
-                include=tuple(name for name in spec.include if name in table.c),
-                partition_by=tuple(name for name in spec.partition_by if name in table.c),
-            )
+        spec = found.spec if hint is None else _completed(found, table, hint)
         others = (*spec.include, *spec.partition_by)
         return cls(
             name=found.name,
@@ -159,6 +152,24 @@ class IndexDefinition:
             schema=table.schema,
             elements=tuple(elements_of(table, (found.column_name, *others))),
         )
+
+
+def _completed(found: ReflectedIndex, table: Table, hint: IndexSpec) -> IndexSpec:
+    """Return the declaration of an index in the database, with what the database does not keep from another one."""
+    unknown = found.unknown if hint.precision == found.spec.precision else found.unknown - {"metric_name"}
+    spec = replace(found.spec, **{name: getattr(hint, name) for name in unknown})
+    spec = replace(
+        spec,
+        # An index that is there was built, whatever the number of rows.
+        method=found.spec.method if spec.method == "auto" else spec.method,
+        include=tuple(name for name in spec.include if name in table.c),
+        partition_by=tuple(name for name in spec.partition_by if name in table.c),
+    )
+    type_ = table.c[found.column_name].type
+    has_ivfflat = spec.precision == "binary" or getattr(type_, "kind", None) in spec.metric.ivfflat_kinds
+    if spec.method == "ivfflat" and not has_ivfflat:
+        return replace(spec, method=found.spec.method, options=found.spec.options)
+    return spec
 
 
 def _options(spec: IndexSpec, where: str | None) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Comparison:
 
     claimed: set[str] = field(default_factory=set)
     """The indexes of the table being compared that Alembic shall leave alone."""
+    written: set[str] = field(default_factory=set)
+    """The indexes of it, declared as pgvector-python does, whose operations are there already."""
     kept: set[str] = field(default_factory=set)
     """The columns of it that are kept after a change of dimension."""
     retyped: list[tuple[Column[Any], Column[Any]]] = field(default_factory=list)

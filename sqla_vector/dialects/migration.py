@@ -86,6 +86,8 @@ class ReflectedIndex:
     """What the dialect module compares with a declaration."""
     unknown: frozenset[str]
     """The fields of the declaration that this database does not keep."""
+    is_shared: bool
+    """Whether other packages declare indexes of this form too."""
 
 
 class MigrationSupport(Protocol):

@@ -93,6 +93,7 @@ def _reflected(row: Any) -> ReflectedIndex:
         is_valid=row.is_valid,
         definition=definition,
         unknown=_UNKNOWN | {"metric_name"} if precision == "binary" else _UNKNOWN,
+        is_shared=True,
     )
 
 
