@@ -154,7 +154,7 @@ class VectorExecutionContext:
     def pre_exec(self: Any) -> None:
         super().pre_exec()  # type: ignore[misc]
         if self.isddl:
-            pass
+            begin(self.root_connection)
         if not self.vector_script:
             return
         self.cursor.execute(f"SAVEPOINT {_SAVEPOINT}")
