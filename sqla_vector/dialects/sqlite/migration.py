@@ -28,15 +28,15 @@ logger = logging.getLogger("sqla_vector.alembic")
 _UNKNOWN: Final = frozenset({"method", "options"})
 _QUOTES: Final = re.compile(r"[\"`\[\]]")
 _SPACE: Final = re.compile(r"\s+")
-_PARTS: Final = re.compile(r"; | AND | BEGIN | ON | OF |, (?=[^()]* ON )")
+_WORD: Final = re.compile(r"[^\s,]+")
 _CREATED: Final = re.compile(r"CREATE (VIRTUAL TABLE|TABLE|TRIGGER) (?:\w+\.)?(\w+)", re.IGNORECASE)
 
 
 class SQLiteMigration:
     """Implements :class:`sqla_vector.dialects.migration.MigrationSupport`."""
 
-    def lacks_extension(self, connection: Connection) -> bool:
-        return False  # sqlite-vec belongs to the connection, not to the database
+    def lacks_extension(self, connection: Connection) -> None:
+        return None  # sqlite-vec belongs to the connection, not to the database
 
     def create_extension(self, run: Runner, schema: str | None, minimum_version: str | None) -> None:
         """Do nothing: sqlite-vec belongs to the connection, not to the database."""
@@ -200,14 +200,14 @@ def _plain(sql: str) -> str:
     return _SPACE.sub(" ", _QUOTES.sub("", sql)).strip()
 
 
-def _unordered(sql: str | None) -> list[str] | None:
-    """Return what a trigger consists of; the rest as it is.
+def _unordered(sql: str | None) -> object:
+    """Return the words of each statement of a trigger, in no order; the rest as it is.
 
-    Its statements stand in the order of the columns' names, which a column that is renamed leaves.
+    Columns and statements stand in the order of the columns' names, which a column that is renamed does not keep.
     """
     if sql is None or not sql.startswith("CREATE TRIGGER"):
-        return None if sql is None else [sql]
-    return sorted(_PARTS.split(sql))
+        return sql
+    return sorted(sorted(_WORD.findall(statement)) for statement in re.split(" BEGIN |; ", sql))
 
 
 def _definitions(statements: list[str]) -> dict[str, str]:
