@@ -48,7 +48,10 @@ def prepare(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
     if not _is_served(context):
         return PriorityDispatchResult.CONTINUE
     attach_connection(context.connection)
-    if _needs_extension(context) and _support(context).lacks_extension(context.connection):
+    comparison = comparison_of(context.opts)
+    if _needs_extension(context):
+        comparison.lacks_extension = _support(context).lacks_extension(context.connection)
+    if comparison.lacks_extension:
         upgrade_ops.ops.append(ops.CreateVectorExtensionOp(settings_of(context.dialect).schema))
         logger.info("Detected missing extension 'vector'")
     return PriorityDispatchResult.CONTINUE
@@ -56,11 +59,15 @@ def prepare(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
 
 def _needs_extension(context: Any) -> bool:
     return any(
-        isinstance(column.type, VectorType) and column.type.kind != "bit"
+        _is_of_extension(column)
         for table in context.sorted_tables
         for column in table.columns
         if context.run_object_filters(table, table.name, "table", False, None)
     )
+
+
+def _is_of_extension(column: Column[Any]) -> bool:
+    return isinstance(column.type, VectorType) and column.type.kind != "bit"
 
 
 def compare_type(
@@ -99,6 +106,8 @@ def compare_table(
     comparison.claimed.clear()
     comparison.written.clear()
     comparison.kept.clear()
+    if conn_table is not None:
+        comparison.has_vectors |= any(map(_is_of_extension, conn_table.columns))
     retyped, comparison.retyped = comparison.retyped, []
     found = [] if conn_table is None else _reflected(context, comparison, schema, table_name)
     declared = {} if table is None else {str(i.name): (i, key) for i, key in vector_indexes(table)}
@@ -167,9 +176,9 @@ class _TableComparison:
             pair = declared.get(name)
             if name in existing:
                 self._compare_index(existing[name], pair, changed)
-            elif pair is not None and self._is_included(*pair, None):
-                # Another index of this name, which is no vector index, is Alembic's to drop.
-                if pair[1].column.name not in changed and self._is_wanted(*pair):
+            elif pair is not None and self._is_included(*pair, None) and pair[1].column.name not in changed:
+                # It is not claimed: a plain index of this name is Alembic's to drop.
+                if self._is_wanted(*pair):
                     self._add(pair)
         for name, (index, key) in self._declared.items():
             if name not in declared and name not in existing and name in {i.name for i in found}:
@@ -299,9 +308,13 @@ def release(context: Any, *arguments: Any) -> PriorityDispatchResult:
 
 def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
     """Lift the operations out of the tables' containers to where they can run."""
-    comparison_of(context.opts).show()
+    comparison = comparison_of(context.opts)
+    comparison.show()
     first: list[Any] = []
     rest: list[Any] = []
+    if comparison.lacks_extension is None and not comparison.has_vectors and _adds_vectors(upgrade_ops):
+        # The history may be run on another database, where the first column needs it.
+        first.append(ops.CreateVectorExtensionOp(settings_of(context.dialect).schema))
     for op in upgrade_ops.ops:
         if isinstance(op, ops.CreateVectorExtensionOp):
             first.insert(0, op)
@@ -323,6 +336,17 @@ def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
         rest.extend(o for o in own if isinstance(o, _AFTER))
     upgrade_ops.ops = [*first, *rest]
     return PriorityDispatchResult.CONTINUE
+
+
+def _adds_vectors(upgrade_ops: Any) -> bool:
+    """Tell whether a table or a column of vectors is added."""
+    for op in upgrade_ops.ops:
+        inner = op.ops if isinstance(op, alembic_ops.ModifyTableOps) else [op]
+        for one in inner:
+            added = one.columns if isinstance(one, alembic_ops.CreateTableOp) else [getattr(one, "column", None)]
+            if any(isinstance(column, Column) and _is_of_extension(column) for column in added):
+                return True
+    return False
 
 
 def _split(op: Any) -> list[Any]:

@@ -30,6 +30,10 @@ class Comparison:
     """The columns of it that are kept after a change of dimension."""
     retyped: list[tuple[Column[Any], Column[Any]]] = field(default_factory=list)
     """The columns of it whose type differs: in the database, and in the model."""
+    lacks_extension: bool | None = False
+    """Whether the extension has to be created; None if only another database would need it."""
+    has_vectors: bool = False
+    """Whether a table in the database has a column that needs the extension."""
     hidden: list[tuple[Table, Index]] = field(default_factory=list)
     """The declared indexes that are taken out of their table while Alembic compares its other indexes."""
     reflected: dict[tuple[int, str | None], dict[str, list[Any]]] = field(default_factory=dict)

@@ -93,8 +93,8 @@ class ReflectedIndex:
 class MigrationSupport(Protocol):
     """What a dialect module provides for migrations."""
 
-    def lacks_extension(self, connection: Connection) -> bool:
-        """Tell whether the extension has to be created before the first vector column."""
+    def lacks_extension(self, connection: Connection) -> bool | None:
+        """Tell whether the extension has to be created before the first vector column; None if there is no such."""
 
     def create_extension(self, run: Runner, schema: str | None, minimum_version: str | None) -> None:
         """Create the extension if it is missing, and check its version."""
