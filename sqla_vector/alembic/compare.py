@@ -176,10 +176,9 @@ class _TableComparison:
             pair = declared.get(name)
             if name in existing:
                 self._compare_index(existing[name], pair, changed)
-            elif pair is not None and self._is_included(*pair, None) and pair[1].column.name not in changed:
+            elif pair is not None and pair[1].column.name not in changed and self._is_to_add(*pair):
                 # It is not claimed: a plain index of this name is Alembic's to drop.
-                if self._is_wanted(*pair):
-                    self._add(pair)
+                self._add(pair)
         for name, (index, key) in self._declared.items():
             if name not in declared and name not in existing and name in {i.name for i in found}:
                 self._compare_pgvector_index(next(i for i in found if i.name == name), index, key)
@@ -197,7 +196,9 @@ class _TableComparison:
         """Ask the environment's own filter."""
         return bool(self._context.run_object_filters(index, index.name, "index", False, compare_to))
 
-    def _is_wanted(self, index: Index, key: VectorIndexKey) -> bool:
+    def _is_to_add(self, index: Index, key: VectorIndexKey) -> bool:
+        if not self._is_included(index, key, None):
+            return False
         # A new table's indexes are always written: the migration may run on another database.
         if self._conn_table is None or self._support.is_wanted(self._context.connection, index, key):
             return True

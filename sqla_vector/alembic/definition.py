@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from sqlalchemy.types import NullType, TypeEngine
 from sqla_vector.dialects.migration import ReflectedIndex, verbatim
 from sqla_vector.exc import InvalidOption, MigrationError
 from sqla_vector.schema import IndexSpec, VectorIndexKey, check_existing_name, check_identifier, vector_index
+from sqla_vector.types import VectorType
 
 __all__ = ["IndexDefinition"]
 
@@ -150,13 +151,15 @@ class IndexDefinition:
             column_name=found.column_name,
             options=_options(spec, found.where),
             schema=table.schema,
-            elements=tuple(elements_of(table, (found.column_name, *others))),
+            elements=tuple(_typed(elements_of(table, (found.column_name, *others)), found)),
         )
 
 
 def _completed(found: ReflectedIndex, table: Table, hint: IndexSpec) -> IndexSpec:
     """Return the declaration of an index in the database, with what the database does not keep from another one."""
-    unknown = found.unknown if hint.precision == found.spec.precision else found.unknown - {"metric_name"}
+    unknown = found.unknown
+    if hint.precision != "binary" or found.spec.precision != "binary" or _is_known(found.spec, hint):
+        unknown -= {"metric_name"}
     spec = replace(found.spec, **{name: getattr(hint, name) for name in unknown})
     spec = replace(
         spec,
@@ -170,6 +173,11 @@ def _completed(found: ReflectedIndex, table: Table, hint: IndexSpec) -> IndexSpe
     if spec.method == "ivfflat" and not has_ivfflat:
         return replace(spec, method=found.spec.method, options=found.spec.options)
     return spec
+
+
+def _is_known(found: IndexSpec, hint: IndexSpec) -> bool:
+    """Tell whether a metric that was found is another than the hint's for all that is known."""
+    return hint.metric.zero_is_undefined and not found.metric.zero_is_undefined
 
 
 def _options(spec: IndexSpec, where: str | None) -> dict[str, Any]:
@@ -210,6 +218,17 @@ def elements_of(table: Table, names: Sequence[str] | None = None) -> list[Schema
     ]
     constraints: list[Constraint] = [PrimaryKeyConstraint(*key)] if key else []
     return [*columns, *constraints, *(UniqueConstraint(*group) for group in groups)]
+
+
+def _typed(elements: list[SchemaItem], found: ReflectedIndex) -> Iterator[SchemaItem]:
+    """Yield a table's elements, the indexed column with the type that the index knows where the table does not."""
+    for element in elements:
+        if _is_named(element, found.column_name) and found.type_ is not None:
+            assert isinstance(element, Column)
+            is_vector = isinstance(element.type, VectorType)
+            yield element if is_vector else Column(element.name, found.type_, nullable=element.nullable)
+        else:
+            yield element
 
 
 def _is_named(element: SchemaItem, name: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from alembic.autogenerate import renderers
 from alembic.autogenerate.render import _repr_type, _sqlalchemy_autogenerate_prefix
-from sqlalchemy import Column, PrimaryKeyConstraint, UniqueConstraint
+from sqlalchemy import Column, PrimaryKeyConstraint, TypeDecorator, UniqueConstraint
 
 from sqla_vector.alembic import ops
 from sqla_vector.alembic.definition import IndexDefinition
@@ -19,12 +19,27 @@ __all__ = ["render_item"]
 
 def render_item(type_: str, object_: Any, autogen_context: Any) -> str | bool:
     """Render the types of this package, with their import; False leaves everything else to Alembic."""
-    if type_ != "type" or not isinstance(object_, VectorType) or object_._variant_mapping:
+    if type_ != "type" or not _is_vector(object_):
         return False
-    if type(object_).__module__ != VectorType.__module__:
-        return False  # somebody's own subclass, of a module of theirs
-    autogen_context.imports.add("import sqla_vector")
-    return f"sqla_vector.{object_!r}"
+    module = type(object_).__module__
+    if module == VectorType.__module__:
+        autogen_context.imports.add("import sqla_vector")
+        variants = (
+            f".with_variant({_repr_type(variant, autogen_context)}, {dialect!r})"
+            for dialect, variant in sorted(object_._variant_mapping.items())
+        )
+        return f"sqla_vector.{object_!r}{''.join(variants)}"
+    # Somebody's own type, which Alembic names by its module unless it was told how.
+    if autogen_context.opts.get("user_module_prefix") is None and module != "__main__":
+        autogen_context.imports.add(f"import {module}")
+    return False
+
+
+def _is_vector(type_: Any) -> bool:
+    """Tell whether a type is a vector, or somebody's decorator of one."""
+    while isinstance(type_, TypeDecorator) and not isinstance(type_, VectorType):
+        type_ = type_.impl_instance
+    return isinstance(type_, VectorType)
 
 
 def _call(context: Any, directive: str, positional: Iterable[object], named: dict[str, str]) -> str:

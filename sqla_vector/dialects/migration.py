@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from sqlalchemy import Column, Index, MetaData, Table, TextClause, text
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.sql.expression import Executable
+from sqlalchemy.types import TypeEngine
 
 from sqla_vector.schema import IndexSpec, VectorIndexKey
 
@@ -88,6 +89,8 @@ class ReflectedIndex:
     """The fields of the declaration that this database does not keep."""
     is_shared: bool
     """Whether other packages declare indexes of this form too."""
+    type_: TypeEngine[Any] | None = None
+    """The column's type, where the table may not tell it."""
 
 
 class MigrationSupport(Protocol):

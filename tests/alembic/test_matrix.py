@@ -83,7 +83,7 @@ class Database:
         """Run the ``upgrade()`` or ``downgrade()`` of a revision."""
         namespace: dict[str, Any] = {}
         with Operations.context(self.context(metadata)):
-            exec(compile(revision, "revision", "exec"), namespace)
+            exec(compile(revision, "revision", "exec"), namespace)  # noqa: S102 - it is what this is about
             namespace[direction]()
 
     def create(self, metadata: MetaData) -> None:
@@ -137,8 +137,7 @@ def _postgresql_schema(connection: Connection) -> dict[str, Any]:
         "SELECT 'extension ' || extname, extnamespace::regnamespace::text FROM pg_extension",
         "SELECT 'trigger ' || tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal",
         f"SELECT 'function ' || proname, 1 FROM pg_proc p WHERE pronamespace = 'public'::regnamespace AND {own}",
-        "SELECT conrelid::regclass || ' ' || conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid > 0"
-        " AND connamespace IN ('public'::regnamespace, 'library'::regnamespace)",
+        "SELECT conrelid::regclass || conname, pg_get_constraintdef(oid) FROM pg_constraint p WHERE conrelid > 0",
     ):
         found.update(connection.execute(text(statement.replace(":", "\\:"))).tuples().all())
     return found

@@ -54,8 +54,10 @@ class SQLiteMigration:
                 where=None,
                 is_valid=True,
                 definition=found.statements,
-                unknown=_UNKNOWN | {"metric_name"} if found.spec.precision == "binary" else _UNKNOWN,
+                # Binary l2 and l1 are the same; cosine leaves out zero vectors.
+                unknown=_UNKNOWN | {"metric_name"} if found.spec.metric_name == "l2" else _UNKNOWN,
                 is_shared=False,
+                type_=found.type_,
             )
             for found in reflect_vec0(connection, schema)
         ]

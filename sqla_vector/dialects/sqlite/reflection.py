@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.engine import Connection
+from sqlalchemy.types import TypeEngine
 
 from sqla_vector.dialects.sqlite.index import SIDE_TABLES, TRIGGERS
 from sqla_vector.metrics import METRICS
 from sqla_vector.schema import IndexSpec
+from sqla_vector.types import BitVector, Vector
 
 __all__ = ["ReflectedVec0", "find_vec0_tables", "reflect_vec0"]
 
 _ARGUMENTS: Final = re.compile(r"USING vec0\((.*)\)\s*\Z", re.IGNORECASE | re.DOTALL)
-_VECTOR: Final = re.compile(r"\w+ (float|int8|bit)\[\d+\](?: distance_metric=(\w+))?\Z")
+_VECTOR: Final = re.compile(r"\w+ (float|int8|bit)\[(\d+)\](?: distance_metric=(\w+))?\Z")
 _NEW: Final = re.compile(r'\bNEW\.("(?:[^"]|"")*"|\w+)')
 _VALUE_RANGE: Final = re.compile(r"vector_int8_quantize\([^)]*?, ([0-9.e+-]+)\)")
 _BY_VEC0_METRIC: Final = {metric.vec0_metric: metric.name for metric in METRICS.values() if metric.vec0_metric}
@@ -35,6 +37,8 @@ class ReflectedVec0:
     element: str
     """``float``, ``int8`` or ``bit``."""
     spec: IndexSpec
+    type_: TypeEngine[Any] | None
+    """The column's type as far as vec0 tells it, which a STRICT table does not."""
     statements: dict[str, str]
     """The SQL of the vec0 table, its side tables and its triggers, by their names."""
 
@@ -87,7 +91,7 @@ def _parse(name: str, table: str, sql: str, trigger: str, statements: dict[str, 
     declared = _VECTOR.match(vector)
     if declared is None:  # made by another program
         return None
-    element, vec0_metric = declared.groups()
+    element, size, vec0_metric = declared.groups()
     columns = _copied_columns(trigger)
     if len(columns) != len(others) + 2:
         return None
@@ -111,7 +115,16 @@ def _parse(name: str, table: str, sql: str, trigger: str, statements: dict[str, 
         partition_by=tuple(partition_by),
         value_range=float(value_range.group(1)) or 1.0 if value_range else 1.0,
     )
-    return ReflectedVec0(name, table, column, element, spec, statements)
+    return ReflectedVec0(name, table, column, element, spec, _type_of(element, int(size), trigger), statements)
+
+
+def _type_of(element: str, size: int, trigger: str) -> TypeEngine[Any] | None:
+    if element != "bit":
+        return Vector(size)
+    if "vec_quantize_binary(" in trigger:
+        return Vector(size)
+    # A size that was rounded up to whole bytes.
+    return None if "vector_binary_quantize(" in trigger else BitVector(size)
 
 
 def _copied_columns(trigger: str) -> list[str]:
