@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import Column, Index, LargeBinary, Table, select, type_coerce, update
+from sqlalchemy import Column, Index, Integer, LargeBinary, Table, literal_column, select, type_coerce, update
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import CreateIndex
 
@@ -226,7 +226,8 @@ def _definitions(statements: list[str]) -> dict[str, str]:
 def _convert_values(connection: Connection, column: Column[Any], existing: Column[Any]) -> None:
     """Check that every vector fits the new type; round those that have more digits than a half vector."""
     table = existing.table
-    key = list(table.primary_key.columns)
+    # A table without a key has its rowid; without any criterion each UPDATE would meet every row.
+    key: list[Any] = list(table.primary_key.columns) or [literal_column("rowid", Integer)]
     old, new = existing.type, column.type
     assert isinstance(old, VectorType)
     assert isinstance(new, VectorType)
