@@ -20,13 +20,12 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
-from sqla_vector import MigrationError, Vector, nearest, vector_index
+from sqla_vector import IndexNotUsable, Vector, nearest, vector_index
 from tests.support.backends import Backend
 from tests.support.brute_force import assert_equal, make_vectors
 from tests.support.brute_force import nearest as brute_force
@@ -346,3 +345,167 @@ def test_everything_may_be_renamed_and_then_copied(tmp_path, backend, key):
     project.write('with op.batch_alter_table("article", recreate="always") as batch:\n    pass')
     project.upgrade()
     assert_kept(project, before, Model(key, names, "article"), names)
+
+
+ALTERED = """\
+with op.batch_alter_table({0!r}, {1}) as batch:
+    batch.alter_column("embedding", new_column_name="vec")
+    batch.alter_column("language", new_column_name="lang")
+"""
+
+
+@VEC0
+@BOTH_KEYS
+def test_a_batch_may_copy_from_a_table_that_is_given(tmp_path, backend, key):
+    """The indexes of the given table are declared, not reflected."""
+    names = {"embedding": "vec", "language": "lang"}
+    project, before = prepared(tmp_path, backend, key)
+    project.attributes["table"] = before.table
+    project.write(ALTERED.format("item", 'copy_from=op.get_context().config.attributes["table"]'))
+    project.upgrade()
+    assert_kept(project, before, Model(key, names), names)
+
+
+@VEC0
+@BOTH_KEYS
+def test_a_batch_that_autogenerate_writes_keeps_the_indexes(tmp_path, backend, key):
+    project, before = prepared(tmp_path, backend, key)
+    after = Model(
+        key, more=[Column("more", String(5)), UniqueConstraint("note", name="uq_note")], without=("ix_item_note",)
+    )
+    written = project.revision(after.metadata).read_text()
+    assert "op.batch_alter_table('item'" in written
+    assert "create_vector_index" not in written.partition("def downgrade")[0].partition("batch_op")[0]
+    project.upgrade()
+    project.downgrade("base")
+    assert project.drift(before.metadata) == []
+    project.upgrade()
+    assert_kept(project, before, after)
+
+
+@VEC0
+@BOTH_KEYS
+def test_a_unique_index_is_kept_beside_the_vector_indexes(tmp_path, backend, key):
+    """Rows that INSERT OR REPLACE removes because of it leave the vector indexes too."""
+    project, before = prepared(tmp_path, backend, key)
+    project.write(
+        'with op.batch_alter_table("item", recreate="always") as batch:\n'
+        '    batch.create_index("ux_item_note", ["note"], unique=True)'
+    )
+    project.write('with op.batch_alter_table("item", recreate="always") as batch:\n    pass')
+    project.upgrade()
+    after = Model(key, more=[Index("ux_item_note", "note", unique=True)])
+
+    def replace(connection: Connection) -> None:
+        savepoint = connection.begin_nested()
+        values = {"id": to_key(key, 77), "note": "n1", "tenant": "t", "embedding": [1, 2, 3, 4]}
+        connection.execute(sqlite_insert(after.table).values(values).prefix_with("OR REPLACE"))
+        assert connection.scalar(select(after.table.c.id).where(after.table.c.note == "n1")) == to_key(key, 77)
+        assert_in_step(connection, after)
+        savepoint.rollback()
+
+    assert project.drift(after.metadata) == []
+    backend.run_connection(project.engine, replace)
+    assert_kept(project, before, after)
+
+
+def names_of(project: Project) -> set[str]:
+    """Return the names of everything in the database, without Alembic's own table."""
+    found = project.backend.run_connection(
+        project.engine, lambda c: c.exec_driver_sql("SELECT name FROM sqlite_master").scalars().all()
+    )
+    return {name for name in found if "alembic_version" not in name and not name.startswith("sqlite_")}
+
+
+DROPPED = {
+    "drop the column": 'with op.batch_alter_table("item") as batch:\n    batch.drop_column("embedding")',
+    "drop the indexes and the column": (
+        'with op.batch_alter_table("item") as batch:\n    batch.drop_index("ix_item_l2")\n'
+        '    batch.drop_index("ix_item_int8")\n    batch.drop_column("embedding")'
+    ),
+    "drop the indexes in a batch without a copy": (
+        'with op.batch_alter_table("item") as batch:\n    batch.drop_index("ix_item_l2")\n'
+        '    batch.drop_index("ix_item_int8")'
+    ),
+    "drop the indexes by Alembic's own operation": (
+        'op.drop_index("ix_item_l2", "item")\nop.drop_index("ix_item_int8", table_name="item")'
+    ),
+    "drop the indexes by name alone": 'op.drop_index("ix_item_l2")\nop.drop_index("ix_item_int8")',
+}
+
+
+@VEC0
+@BOTH_KEYS
+@pytest.mark.parametrize("case", DROPPED)
+def test_vector_indexes_go_without_a_trace(tmp_path, backend, key, case):
+    """With their column, as on PostgreSQL, and by name, as any other index."""
+    project, before = prepared(tmp_path, backend, key)
+    project.write(DROPPED[case])
+    project.upgrade()
+    assert names_of(project) == {"item", "ix_item_note"}
+    kept = [column for column in before.table.c if column.name != "embedding"]
+    found = backend.run_connection(project.engine, lambda c: c.execute(select(*kept)).mappings().all())
+    expected = [{name: value for name, value in row.items() if name != "embedding"} for row in rows(key)]
+    assert [dict(row) for row in found] == expected
+
+
+@VEC0
+@BOTH_KEYS
+@pytest.mark.parametrize("body", ['op.drop_table("item")', 'op.rename_table("item", "other")\nop.drop_table("other")'])
+def test_a_table_that_is_dropped_by_name_takes_its_vector_indexes_along(tmp_path, backend, key, body):
+    project, _ = prepared(tmp_path, backend, key)
+    project.write('op.create_table("bystander", sa.Column("id", sa.Integer, primary_key=True))')
+    project.write(body)
+    project.upgrade()
+    assert names_of(project) == {"bystander"}
+
+
+@VEC0
+def test_the_vector_indexes_of_other_tables_stay_when_one_is_dropped(tmp_path, backend):
+    project, kept = prepared(tmp_path, backend)
+    other = Table(
+        "other",
+        MetaData(),
+        Column("id", Integer, primary_key=True),
+        Column("embedding", Vector(DIM)),
+        vector_index("ix_item", "embedding"),  # the beginning of the others' names
+    )
+    backend.create_all(project.engine, other.metadata)
+    project.write('op.drop_table("other")')
+    project.upgrade()
+    assert not {name for name in names_of(project) if re.match("ix_item(_insert|_update|_delete|_info)?$", name)}
+    assert_kept(project, kept, kept)
+
+
+@VEC0
+@BOTH_KEYS
+def test_an_included_column_is_not_dropped_from_under_its_index(tmp_path, backend, key):
+    project, before = prepared(tmp_path, backend, key)
+    project.write('with op.batch_alter_table("item") as batch:\n    batch.drop_column("language")')
+    with pytest.raises(IndexNotUsable, match="ix_item_l2: item has no column language any more"):
+        project.upgrade()
+    assert_kept(project, before, before)
+
+
+@VEC0
+def test_a_batch_that_fails_changes_nothing(tmp_path, backend):
+    project, before = prepared(tmp_path, backend)
+    project.write('with op.batch_alter_table("item") as batch:\n    batch.alter_column("slug", nullable=False)')
+    with pytest.raises(IntegrityError, match="NOT NULL"):
+        project.upgrade()
+    assert_kept(project, before, before)
+
+
+@ONE
+def test_triggers_of_others_are_lost_in_a_copy_as_alembic_does_it(tmp_path, backend):
+    """docs/migrations.md says so; a plain ALTER TABLE keeps them."""
+    project, before = prepared(tmp_path, backend)
+    mine = "CREATE TRIGGER mine AFTER INSERT ON item BEGIN SELECT 1; END"
+    backend.run_connection(project.engine, lambda c: c.exec_driver_sql(mine) and None)
+    project.write('op.alter_column("item", "note", new_column_name="remark")')
+    project.write('with op.batch_alter_table("item", recreate="always") as batch:\n    pass')
+    project.upgrade("0001")
+    assert "mine" in names_of(project)
+    project.upgrade()
+    assert "mine" not in names_of(project)
+    assert_kept(project, before, Model(Integer, {"note": "remark"}), {"note": "remark"})

@@ -48,11 +48,11 @@ class RawConnection:
         inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
         return inner.isolation_level is None
 
-    def rows(self, sql: str) -> Iterable[Any]:
+    def rows(self, sql: str, *parameters: Any) -> Iterable[Any]:
         """Run a query and return its rows."""
         cursor = self._adapted.cursor()
         try:
-            cursor.execute(sql)
+            cursor.execute(sql, parameters)
             return list(cursor.fetchall())
         finally:
             cursor.close()

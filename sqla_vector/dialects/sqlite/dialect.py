@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Index
+from sqlalchemy import Index, Table
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateIndex, DropIndex, DropTable
@@ -17,13 +18,22 @@ from sqlalchemy.sql.elements import UnaryExpression
 
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
-from sqla_vector.dialects.sqlite.index import Vec0Statements, creatable, exists, vec0_index, vec0_indexes
+from sqla_vector.dialects.sqlite.index import (
+    Vec0Statements,
+    creatable,
+    drop_statements,
+    exists,
+    vec0_index,
+    vec0_indexes,
+)
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
 from sqla_vector.expression import DistanceValue
 from sqla_vector.schema import REFLECTED_SPEC
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
 
 __all__ = ["adapt", "refresh_vec0_tables", "restore"]
+
+logger = logging.getLogger("sqla_vector.sqlite")
 
 _NOTHING: Final = "SELECT 1 WHERE 0"
 _SAVEPOINT: Final = "sqla_vector_ddl"
@@ -117,9 +127,13 @@ class VectorDDLCompiler:
 
     def visit_drop_index(self: Any, drop: DropIndex, **kw: Any) -> str:
         index = vec0_index(drop.element)
-        if index is None:
-            return super().visit_drop_index(drop, **kw)  # type: ignore[misc,no-any-return]
-        return self._script(Vec0Statements(index, self.preparer).drop())  # type: ignore[no-any-return]
+        if index is not None:
+            return self._script(Vec0Statements(index, self.preparer).drop())  # type: ignore[no-any-return]
+        name, schema = str(drop.element.name), self.preparer.schema_for_object(drop.element.table)
+        if (None if schema == "main" else schema, name) in settings_of(self.dialect).vec0_tables:
+            # Known by its name alone, as in op.drop_index() and in a batch.
+            return self._script(drop_statements(name, schema, self.preparer))  # type: ignore[no-any-return]
+        return super().visit_drop_index(drop, **kw)  # type: ignore[misc,no-any-return]
 
     def visit_drop_table(self: Any, drop: DropTable, **kw: Any) -> str:
         statement: str = super().visit_drop_table(drop, **kw)  # type: ignore[misc]
@@ -141,11 +155,17 @@ class VectorExecutionContext:
     @classmethod
     def _init_ddl(cls: Any, dialect: Any, connection: Any, dbapi_connection: Any, options: Any, compiled: Any) -> Any:
         context = super()._init_ddl(dialect, connection, dbapi_connection, options, compiled)  # type: ignore[misc]
-        script = compiled.vector_script
-        if script:
-            if compiled.schema_translate_map:
-                translated = options.get("schema_translate_map", {})
-                script = [compiled.preparer._render_schema_translates(statement, translated) for statement in script]
+        script = compiled.vector_script or []
+        if compiled.schema_translate_map:
+            translated = options.get("schema_translate_map", {})
+            script = [compiled.preparer._render_schema_translates(statement, translated) for statement in script]
+        if isinstance(compiled.statement, DropTable) and settings_of(dialect).sqlite_vec is not None:
+            owned = _drop_owned(connection, dbapi_connection, compiled.statement.element)
+            if owned:
+                script = list(dict.fromkeys([*owned, *(script or [context.statement])]))
+        if script and _lost_its_column(connection, dbapi_connection, compiled.statement):
+            context.statement = context.unicode_statement = _NOTHING
+        elif script:
             context.vector_script = script
             # The script runs before it, so that whichever statement fails the savepoint is rolled back.
             context.statement = context.unicode_statement = f"RELEASE SAVEPOINT {_SAVEPOINT}"
@@ -172,6 +192,37 @@ class VectorExecutionContext:
         if self.vector_script:
             settings_of(self.dialect).vec0_changed = True
             refresh_vec0_tables(self.dialect, RawConnection(self.root_connection.connection.dbapi_connection).rows)
+
+
+def _drop_owned(connection: Connection, dbapi_connection: Any, table: Table) -> list[str]:
+    """Return the statements that drop the vec0 tables which triggers of a table keep.
+
+    The table knows what is declared on it; Alembic's ``op.drop_table("item")`` declares nothing.
+    """
+    schema, preparer = connection.schema_for_object(table), connection.dialect.identifier_preparer
+    master = f"{preparer.quote_schema(schema)}.sqlite_master" if schema else "sqlite_master"
+    found = RawConnection(dbapi_connection).rows(
+        f"SELECT vec0.name FROM {master} AS vec0 JOIN {master} AS kept ON kept.name = vec0.name || '_insert' "
+        "WHERE vec0.type = 'table' AND vec0.sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%' "
+        "AND kept.type = 'trigger' AND kept.tbl_name = ? COLLATE NOCASE",
+        table.name,
+    )
+    return [statement for (name,) in found for statement in drop_statements(name, schema, preparer)]
+
+
+def _lost_its_column(connection: Connection, dbapi_connection: Any, statement: Any) -> bool:
+    """Tell whether a reflected index is to be made on a column that is gone: a batch carries indexes over."""
+    if not isinstance(statement, CreateIndex) or statement.element.dialect_kwargs.get(REFLECTED_SPEC) is None:
+        return False
+    index = vec0_index(statement.element)
+    assert index is not None
+    rows = RawConnection(dbapi_connection).rows(
+        "SELECT name FROM pragma_table_info(?, ?)", index.table.name, connection.schema_for_object(index.table)
+    )
+    if index.key.column.name in {row[0] for row in rows}:
+        return False
+    logger.info("%s goes with its column %s.%s", index.name, index.table.name, index.key.column.name)
+    return True
 
 
 def _do_rollback(dialect: Any, dbapi_connection: Any) -> None:

@@ -194,6 +194,11 @@ def _metadata(index: Vec0Index) -> Iterator[Metadata]:
             what = "partition_by" if partition else "include"
             raise IndexNotUsable(f"{index.name}: vec0 takes at most {limit} {what} columns, got {len(names)}")
         for number, name in enumerate(names, start=1):
+            if name not in index.table.c:  # a batch, which copies the table, leaves it out
+                raise IndexNotUsable(
+                    f"{index.name}: {index.table.name} has no column {name} any more, which the index copies; "
+                    "drop the index first, and create it without the column"
+                )
             column = index.table.c[name]
             vec0_type = next((v for type_, v in _VEC0_TYPES if isinstance(column.type, type_)), None)
             if vec0_type is None or (partition and vec0_type not in ("integer", "text")):
