@@ -33,7 +33,7 @@ from sqla_vector.schema import index_key, is_small
 
 __all__ = ["ColumnChange", "ColumnRestoration", "column_of", "is_due"]
 
-logger = logging.getLogger("sqla_vector.alembic")
+logger = logging.getLogger("alembic.sqla_vector")
 
 _VERSION: Final = "sqla_vector_version"
 

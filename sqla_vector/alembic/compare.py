@@ -27,7 +27,7 @@ from sqla_vector.types import DIALECTS, VectorType, support_of
 
 __all__ = ["setup"]
 
-logger = logging.getLogger("sqla_vector.alembic")
+logger = logging.getLogger("alembic.sqla_vector")
 
 _BEFORE = (ops.DropVectorIndexOp, ops.ConvertVectorColumnOp)
 _AFTER = (ops.CreateVectorIndexOp, ops.RebuildVectorIndexOp)

@@ -15,7 +15,7 @@ from sqla_vector.schema import index_key
 
 __all__: list[str] = []
 
-logger = logging.getLogger("sqla_vector.alembic")
+logger = logging.getLogger("alembic.sqla_vector")
 
 
 @Operations.implementation_for(ops.CreateVectorExtensionOp)

@@ -252,7 +252,7 @@ def test_rows_written_since_have_no_old_vector_which_is_logged(tmp_path, backend
     project, vectors = prepared(tmp_path, backend)
     project.upgrade()
     fill(backend, project.engine, articles(NEW), rows(11, NEW)[-1:])
-    with caplog.at_level(logging.WARNING, "sqla_vector.alembic"):
+    with caplog.at_level(logging.WARNING, "alembic.sqla_vector"):
         project.downgrade()
     assert "1 rows of article have no old vector" in caplog.text
     assert_vectors(vectors_of(backend, project.engine, OLD), {**vectors, 11: None})

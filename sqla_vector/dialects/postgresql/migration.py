@@ -25,7 +25,7 @@ from sqla_vector.types import VectorType
 
 __all__ = ["PostgreSQLMigration"]
 
-logger = logging.getLogger("sqla_vector.alembic")
+logger = logging.getLogger("alembic.sqla_vector")
 
 _MEMORY: Final = re.compile(r"[1-9]\d{0,8}(kB|MB|GB|TB)\Z")
 _OUT_OF_RANGE: Final = "22003"

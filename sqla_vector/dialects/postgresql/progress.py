@@ -15,7 +15,7 @@ from sqlalchemy.util import greenlet_spawn
 
 __all__ = ["INTERVAL", "watch_build"]
 
-logger = logging.getLogger("sqla_vector.alembic")
+logger = logging.getLogger("alembic.sqla_vector")
 
 INTERVAL: Final = {"ask": 0.5, "log": 10.0}
 """Seconds between two questions, and between two lines in the log."""

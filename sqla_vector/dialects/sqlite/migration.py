@@ -23,7 +23,7 @@ from sqla_vector.types import VectorType
 
 __all__ = ["SQLiteMigration"]
 
-logger = logging.getLogger("sqla_vector.alembic")
+logger = logging.getLogger("alembic.sqla_vector")
 
 _UNKNOWN: Final = frozenset({"method", "options"})
 _QUOTES: Final = re.compile(r"[\"`\[\]]")
