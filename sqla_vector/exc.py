@@ -20,6 +20,7 @@ __all__ = [
     "InvalidVector",
     "MigrationError",
     "NonFiniteVector",
+    "PackageMissing",
     "PluginMissing",
     "UnsupportedMetric",
     "VectorError",
@@ -68,6 +69,10 @@ class PluginMissing(VectorError):
 
 class ExtensionMissing(VectorError):
     """A database extension, or a Python package, that is needed and is not there."""
+
+
+class PackageMissing(ExtensionMissing, ImportError):
+    """A module that needs a Python package, or a newer version of it, was imported without."""
 
 
 class MigrationError(VectorError):

@@ -4,6 +4,7 @@ A block is what stands between ```` ```python ```` and ```` ``` ````. The line b
 
     <!-- no-run -->       only to be read
     <!-- postgresql -->   runs where the test server is
+    <!-- file: name -->   a file of a project, which ``tests/docs/guide.py`` makes; ``edit:`` and others likewise
 
 A ```` ```text ```` block that follows a Python block is what it prints. All blocks of a page run in order in one
 namespace, in an empty directory, with the PostgreSQL URLs of the text replaced by the test database's.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import URL, Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -30,21 +31,19 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SERVER_URL = re.compile(r"(postgresql\+\w+)://user:password@localhost/app")
 
-Marker = Literal["", "no-run", "postgresql"]
-
 
 @dataclass(frozen=True)
 class Block:
     """A block of Python, and what it prints if the page says so."""
 
-    marker: Marker
+    marker: str
     line: int
     code: str
     printed: str | None
 
 
 _BLOCK = re.compile(
-    r"^(?:<!-- (?P<marker>no-run|postgresql) -->\n)?```python\n(?P<code>.*?)^```\n"
+    r"^(?:<!-- (?P<marker>no-run|postgresql|[a-z ]+: \S+) -->\n)?```python\n(?P<code>.*?)^```\n"
     r"(?:\n?```text\n(?P<printed>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
