@@ -54,7 +54,8 @@ def rebuild_vector_index(operations: Operations, op: ops.RebuildVectorIndexOp) -
     assert key is not None
     if run.connection is not None and op.existing is not None and op.existing.options != op.definition.options:
         found = run.support.reflect(run.connection, op.definition.schema)
-        same = next((f for f in found if f.name == op.definition.name), None)
+        name = (op.definition.table_name, op.definition.name)
+        same = next((f for f in found if (f.table_name, f.name) == name), None)
         if same is not None and run.support.difference(run.connection, index, key, same) is None:
             logger.info("%s has been rebuilt already", index.name)
             return

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Column, Index, String, Table, literal_column
@@ -28,6 +29,8 @@ __all__ = ["PostgreSQLMigration"]
 logger = logging.getLogger("alembic.sqla_vector")
 
 _MEMORY: Final = re.compile(r"[1-9]\d{0,8}(kB|MB|GB|TB)\Z")
+_QUOTE: Final = "$sqla_vector$"
+"""Around code: a name may hold two dollars."""
 _OUT_OF_RANGE: Final = "22003"
 
 
@@ -77,15 +80,16 @@ class PostgreSQLMigration:
 
     def create_index(self, run: Runner, index: Index, build: BuildOptions) -> None:
         assert index.table is not None
+        # Compared while there is a transaction: two predicates are compared within a savepoint.
+        found = _find_index(run, index)
+        if found is not None and found.is_valid and (build.concurrently or build.if_not_exists):
+            _check_same(run, index, found)
+            logger.info("%s is there already", index.name)
+            return
         with run.autocommit() if build.concurrently else nullcontext():
-            found = _find_index(run, index)
             if found is not None and not found.is_valid:
                 logger.warning("%s is left over from a build that was interrupted; building it anew", index.name)
                 self._drop(run, index, build.concurrently)
-            elif found is not None and (build.concurrently or build.if_not_exists):
-                _check_same(run, index, found)
-                logger.info("%s is there already", index.name)
-                return
             self._build(run, index, build)
 
     def drop_index(
@@ -101,7 +105,10 @@ class PostgreSQLMigration:
         assert name is not None
         fresh = beside(name)
         index.name = quoted_name(fresh, None)
-        self.create_index(run, index, build)
+        if run.connection is None:
+            # A script cannot ask whether an interrupted run left one behind.
+            self.drop_index(run, fresh, index.table.name, schema, if_exists=True, concurrently=build.concurrently)
+        self.create_index(run, index, replace(build, if_not_exists=True))
         index.name = name
         # A swap is two changes of the catalogue and, unlike the build, can be one transaction.
         self._drop(run, index, if_exists=True)
@@ -114,7 +121,8 @@ class PostgreSQLMigration:
         if build.concurrently:
             index.dialect_options["postgresql"]["concurrently"] = True
         with _build_settings(run, build), watch_build(run.connection, str(index.name)):
-            run.execute(CreateIndex(index))
+            # A script cannot ask; a connection has been asked, and IF NOT EXISTS would pass over an INVALID one.
+            run.execute(CreateIndex(index, if_not_exists=build.if_not_exists and run.connection is None))
 
     def _drop(self, run: Runner, index: Index, concurrently: bool = False, if_exists: bool = False) -> None:
         index.dialect_options["postgresql"]["concurrently"] = concurrently
@@ -140,8 +148,8 @@ class PostgreSQLMigration:
             # The script asks what could not be asked when it was written.
             message = f"{column.table.name}.{column.name} holds vectors; run this migration online, with backfill="
             run.execute(
-                f"DO $$ BEGIN IF EXISTS (SELECT 1 FROM {_table(run, column)} WHERE {name} IS NOT NULL) THEN "
-                f"RAISE EXCEPTION USING MESSAGE = '{message}'; END IF; END $$".replace("\n", " ")
+                f"DO {_QUOTE} BEGIN IF EXISTS (SELECT 1 FROM {_table(run, column)} WHERE {name} IS NOT NULL) THEN "
+                f"RAISE EXCEPTION USING MESSAGE = '{message}'; END IF; END {_QUOTE}"
             )
         run.execute(f"{_alter(run, column)} ALTER COLUMN {name} TYPE {type_} USING NULL::{type_}")
 
@@ -156,9 +164,9 @@ class PostgreSQLMigration:
             f"{_alter(run, column)} ADD COLUMN IF NOT EXISTS {quoted(dialect, shadow.name)} {_type_sql(run, shadow)}"
         )
         run.execute(
-            f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS {_QUOTE} BEGIN "
             f"IF NEW.{name} IS DISTINCT FROM OLD.{name} THEN NEW.{quoted(dialect, shadow.name)} := NULL; END IF; "
-            "RETURN NEW; END $$"
+            f"RETURN NEW; END {_QUOTE}"
         )
         run.execute(
             f"CREATE OR REPLACE TRIGGER {quoted(dialect, shadow.name)} BEFORE UPDATE ON {table} "
@@ -217,7 +225,10 @@ def _check_same(run: Runner, index: Index, found: ReflectedIndex) -> None:
     key = index_key(index)
     assert key is not None
     assert run.connection is not None
-    differs = difference(run.connection, index, key, found)
+    here = key.column.table.name
+    # The names of indexes are those of a schema, not of a table.
+    on_another = None if found.table_name == here else f"it is on {found.table_name}, not on {here}"
+    differs = on_another or difference(run.connection, index, key, found)
     if differs is not None:
         raise MigrationError(f"there is another index {index.name} already, which differs: {differs}; drop it first")
 
