@@ -49,10 +49,7 @@ class OperationsRunner:
     def execute(self, statement: Executable | str) -> None:
         impl, connection = self._impl, self.connection
         if connection is None:
-            if isinstance(statement, str):
-                impl.static_output(statement + impl.command_terminator)
-            else:
-                impl._exec(statement)
+            impl.static_output(_written(statement, impl.dialect) + impl.command_terminator)
         elif isinstance(statement, str):
             connection.execute(verbatim(statement))
         else:
@@ -81,3 +78,12 @@ class OperationsRunner:
 
     def rebuild_table(self, table: str, schema: str | None) -> AbstractContextManager[Any]:
         return self._operations.batch_alter_table(table, schema=schema, recreate="always")
+
+
+def _written(statement: Any, dialect: Dialect) -> str:
+    """Return a statement as a script has it."""
+    if isinstance(statement, str):
+        return statement
+    compiled = str(statement.compile(dialect=dialect)).strip()
+    # Compiled for a driver that takes parameters by %, which a script does not.
+    return compiled.replace("%%", "%") if dialect.identifier_preparer._double_percents else compiled

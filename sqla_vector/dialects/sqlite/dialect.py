@@ -19,14 +19,13 @@ from sqlalchemy.sql.elements import UnaryExpression
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.index import (
-    Vec0Statements,
     creatable,
-    drop_statements,
     exists,
     vec0_index,
     vec0_indexes,
 )
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
+from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
 from sqla_vector.expression import DistanceValue
 from sqla_vector.schema import REFLECTED_SPEC
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector

@@ -1,20 +1,13 @@
 """A vector index on SQLite: a vec0 table beside the table, kept by triggers.
 
 One ``CREATE INDEX`` becomes, in one savepoint: the vec0 table (of the index's name), for text keys a table that
-numbers them, the triggers, and the fill.  Nothing here runs SQL; the statements are executed by
-:mod:`sqla_vector.dialects.sqlite.dialect`.
-
-Traps avoided (sqlite-vec 0.1.9): vec0 refuses NULL vectors and NULL metadata (rows without a vector are left out,
-NULL metadata becomes a stand-in value); it has no conflict clauses (triggers delete, then insert); a zero
-vector has no place under cosine.  ``INSERT OR REPLACE`` fires no delete trigger for the rows it replaces: the
-row of the same key is deleted by the insert trigger itself, and rows replaced because of another UNIQUE
-constraint are noted by a BEFORE trigger and cleared after.
+numbers them, the triggers, and the fill: see :mod:`sqla_vector.dialects.sqlite.statements`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -29,7 +22,6 @@ from sqlalchemy import (
     String,
     Table,
     Time,
-    UniqueConstraint,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import IdentifierPreparer, SQLCompiler
@@ -39,7 +31,7 @@ from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
 from sqla_vector.exc import IndexNotUsable, PluginMissing
 from sqla_vector.schema import IndexSpec, VectorIndexKey, index_key, vector_indexes
 
-__all__ = ["SIDE_TABLES", "TRIGGERS", "Vec0Index", "Vec0Statements", "drop_statements", "vec0_index"]
+__all__ = ["Vec0Index", "vec0_index"]
 
 logger = logging.getLogger("sqla_vector.sqlite")
 
@@ -54,13 +46,8 @@ Not by the names of the table's columns: when one is renamed SQLite corrects the
 it is.  vec0 also parses no quoted names, and has hidden columns of its own.
 """
 
-_NULL_STAND_INS: Final = {
-    "integer": "-9223372036854775807",
-    "float": "-1.7976931348623157e308",
-    "text": "char(1) || 'null'",
-    "boolean": "0",
-}
-"""What stands for NULL in vec0 metadata; only compared with ``=`` and only where the column may be NULL."""
+KEYS: Final = "_keys"
+REPLACED: Final = "_replaced"
 
 
 @compiles(VectorIndexKey, "sqlite")
@@ -102,12 +89,12 @@ class Vec0Index:
     @property
     def keys_name(self) -> str:
         """Name of the table that numbers text keys."""
-        return f"{self.name}{_KEYS}"
+        return f"{self.name}{KEYS}"
 
     @property
     def replaced_name(self) -> str:
         """Name of the table that notes rows which an INSERT may replace."""
-        return f"{self.name}{_REPLACED}"
+        return f"{self.name}{REPLACED}"
 
     @property
     def stored_bytes(self) -> int:
@@ -207,203 +194,6 @@ def _metadata(index: Vec0Index) -> Iterator[Metadata]:
                 )
             inner = f"{'partition' if partition else 'include'}_{number}"
             yield Metadata(column, inner, vec0_type, bool(column.nullable), partition)
-
-
-_KEYS: Final = "_keys"
-_REPLACED: Final = "_replaced"
-
-SIDE_TABLES: Final = (_KEYS, _REPLACED)
-"""What stands after an index's name in those of the tables beside its vec0 table."""
-TRIGGERS: Final = (
-    "insert",
-    "insert_without",
-    "update",
-    "update_without",
-    "delete",
-    "replace",
-    "replace_update",
-)
-"""What stands after it, and an underscore, in those of its triggers."""
-
-
-class Vec0Statements:
-    """The SQL that creates and drops a :class:`Vec0Index`."""
-
-    def __init__(self, index: Vec0Index, preparer: IdentifierPreparer) -> None:
-        self._index = index
-        self._quote = preparer.quote
-        schema = preparer.schema_for_object(index.table)
-        self._schema = f"{preparer.quote_schema(schema)}." if schema else ""
-        self._table = preparer.quote(index.table.name)
-        self._key = preparer.quote(index.primary_key.name)
-        self._vector = preparer.quote(index.key.column.name)
-        self._vec0 = preparer.quote(index.name)
-        self._keys = preparer.quote(index.keys_name)
-        self._replaced = preparer.quote(index.replaced_name)
-
-    def create(self) -> list[str]:
-        """Return the statements that create the vec0 table and its triggers and fill it."""
-        statements = [self._create_vec0()]
-        if self._index.has_text_key:
-            statements.append(
-                f"CREATE TABLE {self._schema}{self._keys} (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE)"
-            )
-        if self._unique_constraints():
-            statements.append(f"CREATE TABLE {self._schema}{self._replaced} (key)")
-        statements.extend(self._create_triggers())
-        statements.extend(self._fill())
-        return statements
-
-    def drop(self) -> list[str]:
-        """Return the statements that drop them; each bears that something is gone already."""
-        return _drop_statements(self._index.name, self._schema, self._quote)
-
-    def _create_vec0(self) -> str:
-        columns = [f"{VECTOR} {self._index.column_spec}"]
-        for item in self._index.metadata:
-            columns.append(f"{item.name} {item.vec0_type}{' partition key' if item.partition else ''}")
-        return f"CREATE VIRTUAL TABLE {self._schema}{self._vec0} USING vec0({', '.join(columns)})"
-
-    def _number(self, key: str) -> str:
-        """Return the vec0 rowid of a key in SQL."""
-        if not self._index.has_text_key:
-            return key
-        return f"(SELECT number FROM {self._keys} WHERE key = {key})"
-
-    def _values(self, source: str) -> tuple[str, str]:
-        """Return the columns of vec0, and their values for the row ``source`` (NEW, or a table)."""
-        names = ["rowid", VECTOR]
-        values = [self._number(f"{source}.{self._key}"), self._index.quantized(f"{source}.{self._vector}")]
-        for item in self._index.metadata:
-            value = f"{source}.{self._quote(item.column.name)}"
-            names.append(item.name)
-            values.append(f"coalesce({value}, {_NULL_STAND_INS[item.vec0_type]})" if item.nullable else value)
-        return ", ".join(names), ", ".join(values)
-
-    def _has_place(self, source: str) -> str:
-        """Return the criterion that a row's vector can be indexed."""
-        vector = f"{source}.{self._vector}"
-        if not self._index.spec.metric.zero_is_undefined:
-            return f"{vector} IS NOT NULL"
-        # A CASE, because AND may be evaluated in any order and the function refuses NULL.
-        return f"CASE WHEN {vector} IS NOT NULL THEN vec_distance_cosine({vector}, {vector}) IS NOT NULL ELSE 0 END"
-
-    def _forget(self, key: str) -> str:
-        return f"DELETE FROM {self._vec0} WHERE rowid = {self._number(key)}"
-
-    def _remember(self, key: str) -> list[str]:
-        if not self._index.has_text_key:
-            return []
-        return [
-            (
-                f"INSERT INTO {self._keys} (key) SELECT {key} "
-                f"WHERE NOT EXISTS (SELECT 1 FROM {self._keys} WHERE key = {key})"
-            )
-        ]
-
-    def _release(self, key: str) -> list[str]:
-        """Return the statement that gives up the number of a key which no row has any more."""
-        if not self._index.has_text_key:
-            return []
-        return [
-            (
-                f"DELETE FROM {self._keys} WHERE key = {key} "
-                f"AND NOT EXISTS (SELECT 1 FROM {self._table} WHERE {self._key} = {key})"
-            )
-        ]
-
-    def _unique_constraints(self) -> list[list[Column[Any]]]:
-        """Return the columns of each UNIQUE constraint beside the primary key."""
-        table = self._index.table
-        found = [list(c.columns) for c in table.constraints if isinstance(c, UniqueConstraint)]
-        found += [list(i.columns) for i in table.indexes if i.unique and i.columns]
-        # In one order, whatever the sets gave: the same declaration is the same SQL.
-        by_names = {tuple(sorted(column.name for column in columns)): columns for columns in found}
-        return [sorted(by_names[names], key=lambda column: str(column.name)) for names in sorted(by_names)]
-
-    def _create_triggers(self) -> Iterator[str]:
-        new, old = f"NEW.{self._key}", f"OLD.{self._key}"
-        unique = self._unique_constraints()
-        identifying = [column for columns in unique for column in columns]
-        watched = [self._index.primary_key, self._index.key.column, *(m.column for m in self._index.metadata)]
-        of = self._listed(watched + identifying)
-        cleared = self._clear_replaced()
-        forgetting = {
-            "insert": ("AFTER INSERT", [*cleared, self._forget(new)]),
-            "update": (
-                f"AFTER UPDATE OF {of}",
-                [*cleared, self._forget(old), self._forget(new), *self._release(old)],
-            ),
-        }
-        names, values = self._values("NEW")
-        insert = f"INSERT INTO {self._vec0} ({names}) VALUES ({values})"
-        place = self._has_place("NEW")
-        for event, (when, body) in forgetting.items():
-            # Two triggers of which exactly one fires: triggers of one event have no defined order.  VALUES, not
-            # SELECT ... WHERE, because a SELECT may lose the type that sqlite-vec attaches to quantized vectors.
-            yield self._trigger(event, when, [*body, *self._remember(new), insert], place)
-            yield self._trigger(f"{event}_without", when, body, f"NOT ({place})")
-        yield self._trigger("delete", "AFTER DELETE", [self._forget(old), *self._release(old)])
-        if unique:
-            noted = [self._note_replaced(columns) for columns in unique]
-            yield self._trigger("replace", "BEFORE INSERT", noted)
-            yield self._trigger("replace_update", f"BEFORE UPDATE OF {self._listed(identifying)}", noted)
-
-    def _listed(self, columns: list[Column[Any]]) -> str:
-        return ", ".join(dict.fromkeys(self._quote(column.name) for column in columns))
-
-    def _note_replaced(self, columns: list[Column[Any]]) -> str:
-        same = " AND ".join(f"{self._quote(c.name)} = NEW.{self._quote(c.name)}" for c in columns)
-        # The row itself may be among them: what is still there afterwards stays.  (Its key is no help to leave it
-        # out, because a key that SQLite generates is -1 before the INSERT.)
-        return f"INSERT INTO {self._replaced} (key) SELECT {self._key} FROM {self._table} WHERE {same}"
-
-    def _clear_replaced(self) -> list[str]:
-        if not self._unique_constraints():
-            return []
-        gone = (
-            f"SELECT r.key FROM {self._replaced} AS r "
-            f"WHERE NOT EXISTS (SELECT 1 FROM {self._table} AS t WHERE t.{self._key} = r.key)"
-        )
-        cleared = [f"DELETE FROM {self._vec0} WHERE rowid IN ({gone})", f"DELETE FROM {self._replaced}"]
-        if self._index.has_text_key:
-            numbers = f"SELECT number FROM {self._keys} WHERE key IN ({gone})"
-            cleared[:1] = [
-                f"DELETE FROM {self._vec0} WHERE rowid IN ({numbers})",
-                f"DELETE FROM {self._keys} WHERE key IN ({gone})",
-            ]
-        return cleared
-
-    def _trigger(self, event: str, when: str, body: list[str], condition: str | None = None) -> str:
-        name = self._quote(f"{self._index.name}_{event}")
-        statements = " ".join(f"{statement};" for statement in body)
-        only = f" WHEN {condition}" if condition else ""
-        return f"CREATE TRIGGER {self._schema}{name} {when} ON {self._table} FOR EACH ROW{only} BEGIN {statements} END"
-
-    def _fill(self) -> Iterator[str]:
-        source = f"{self._schema}{self._table}"
-        if self._index.has_text_key:
-            yield f"INSERT INTO {self._schema}{self._keys} (key) SELECT {self._key} FROM {source}"
-        names, values = self._values("source")
-        if self._schema:
-            # In a trigger names resolve within its own database; here they must say which.
-            values = values.replace(f"FROM {self._keys}", f"FROM {self._schema}{self._keys}")
-        yield (
-            f"INSERT INTO {self._schema}{self._vec0} ({names}) SELECT {values} FROM {source} AS source "
-            f"WHERE {self._has_place('source')}"
-        )
-
-
-def drop_statements(name: str, schema: str | None, preparer: IdentifierPreparer) -> list[str]:
-    """Return the statements that drop a vec0 table by its name, and all that belongs to it."""
-    return _drop_statements(name, f"{preparer.quote_schema(schema)}." if schema else "", preparer.quote)
-
-
-def _drop_statements(name: str, prefix: str, quote: Callable[[str], str]) -> list[str]:
-    statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in TRIGGERS]
-    for table in (f"{name}{_REPLACED}", f"{name}{_KEYS}", name):
-        statements.append(f"DROP TABLE IF EXISTS {prefix}{quote(table)}")
-    return statements
 
 
 def exists(index: Vec0Index, preparer: IdentifierPreparer, settings: Settings) -> bool:

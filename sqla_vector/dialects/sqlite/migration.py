@@ -15,8 +15,9 @@ from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, Runner,
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
-from sqla_vector.dialects.sqlite.index import Vec0Statements, creatable, drop_statements, vec0_index
+from sqla_vector.dialects.sqlite.index import creatable, vec0_index
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
+from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
 from sqla_vector.exc import MigrationError
 from sqla_vector.schema import VectorIndexKey, index_key, is_small
 from sqla_vector.types import VectorType
@@ -90,7 +91,8 @@ class SQLiteMigration:
             if reason is not None:
                 logger.warning("%s is not built on SQLite: %s; searches scan exactly", index.name, reason)
                 return
-            for statement in Vec0Statements(vec0, run.dialect.identifier_preparer).create():
+            statements = Vec0Statements(vec0, run.dialect.identifier_preparer)
+            for statement in [*(statements.drop() if build.if_not_exists else []), *statements.write()]:
                 run.execute(statement)
             return
         found = next((f for f in self.reflect(connection, index.table.schema) if f.name == index.name), None)

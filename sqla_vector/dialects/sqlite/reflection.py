@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
-from sqla_vector.dialects.sqlite.index import SIDE_TABLES, TRIGGERS
+from sqla_vector.dialects.sqlite.statements import SIDE_TABLES, TRIGGERS
 from sqla_vector.metrics import METRICS
 from sqla_vector.schema import IndexSpec
 from sqla_vector.types import BitVector, Vector
