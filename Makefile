@@ -11,7 +11,9 @@ WORKERS ?= logical
 # Further arguments for pytest, such as PYTEST_ARGS="-x -k nearest".
 PYTEST_ARGS ?=
 # The suites that run again under another SQLAlchemy or another sqlite3.
-SUITES = $(wildcard tests/unit tests/conformance)
+SUITES = $(wildcard tests/unit tests/conformance tests/alembic tests/migrations)
+# There the pairs of models that are migrated into one another are a sample.
+test-sa20 test-stdlib-sqlite: export SQLA_VECTOR_TEST_MATRIX = sample
 # The question `make demo` answers; taken as it is, since a question may contain a $.
 override Q := $(value Q)
 export Q
@@ -38,7 +40,7 @@ test-main: .venv/.installed-test  ## all tests on SQLAlchemy 2.1, with coverage
 	.venv/bin/python $(PYTEST) --cov --cov-report=term --cov-report=json $(PYTEST_ARGS)
 	.venv/bin/python tools/check_coverage.py coverage.json --lines 95 --branches 90
 
-test-sa20: .venv-sa20/.installed-test  ## unit and conformance tests on SQLAlchemy 2.0
+test-sa20: .venv-sa20/.installed-test  ## unit, conformance and migration tests on SQLAlchemy 2.0, oldest Alembic
 	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(PYTEST_ARGS)
 
 test-stdlib-sqlite:  ## the SQLite suite on a Python whose own sqlite3 can load extensions
