@@ -67,7 +67,8 @@ def _needs_extension(context: Any) -> bool:
 
 
 def _is_of_extension(column: Column[Any]) -> bool:
-    return isinstance(column.type, VectorType) and column.type.kind != "bit"
+    # Bits too: the type is PostgreSQL's, but what is asked of it is pgvector's, and create_all() sees to it as well.
+    return isinstance(column.type, VectorType)
 
 
 def compare_type(
@@ -131,7 +132,8 @@ def _reflected(context: Any, comparison: Comparison, schema: str | None, table_n
     return [
         index
         for index in comparison.reflected[where].get(table_name, [])
-        if context.run_name_filters(index.name, "index", {"table_name": table_name, "schema_name": schema})
+        if index.has_plain_names()
+        and context.run_name_filters(index.name, "index", {"table_name": table_name, "schema_name": schema})
     ]
 
 
@@ -167,9 +169,10 @@ class _TableComparison:
         self._support = _support(context)
 
     def compare(self, found: list[ReflectedIndex], retyped: list[tuple[Any, Any]]) -> None:
-        existing = {index.name: index for index in found if not self._is_foreign(index)}
-        declared = {name: pair for name, pair in self._declared.items() if index_key(pair[0]) is not None}
         changed = {column.name for column, _ in retyped}
+        # On a column that changes Alembic only makes anew what it knows: the index has to be gone before.
+        existing = {i.name: i for i in found if not self._is_foreign(i) or i.column_name in changed}
+        declared = {name: pair for name, pair in self._declared.items() if index_key(pair[0]) is not None}
         for old, new in retyped:
             self._compare_column(old, new, existing, declared)
         for name in sorted(existing.keys() | declared.keys()):
@@ -254,7 +257,10 @@ class _TableComparison:
             if index.column_name == old.name
         ]
         after = [self._definition(*pair) for _, pair in sorted(declared.items()) if pair[1].column is new]
-        types: dict[str, Any] = {"type_": new.type, "existing_type": old.type, "schema": self._conn_table.schema}
+        # Bits are reflected as PostgreSQL's own type; an index on them knows that they are a vector.
+        known = next((i.type_ for i in existing.values() if i.column_name == old.name and i.type_ is not None), None)
+        was = old.type if isinstance(old.type, VectorType) or known is None else known
+        types: dict[str, Any] = {"type_": new.type, "existing_type": was, "schema": self._conn_table.schema}
         if ops.converts(old.type, new.type):
             self._ops.extend(ops.DropVectorIndexOp.of(definition) for definition in before)
             self._ops.append(ops.ConvertVectorColumnOp(self._conn_table.name, old.name, **types))
@@ -280,16 +286,8 @@ class _TableComparison:
         logger.info("Detected changed vector index %r on '%s': %s", old.name, old.table_name, reason)
         self._comparison.claimed.add(old.name)
         self._comparison.written.add(old.name)
-        spec, column = old.spec, self._conn_table.c[old.column_name]
-        was = Index(
-            old.name,
-            column,
-            postgresql_using=spec.method,
-            postgresql_with=dict(spec.options),
-            postgresql_ops={column.name: old.definition.opclass},
-            _table=self._conn_table,
-        )
-        self._ops.append(alembic_ops.DropIndexOp.from_index(was))
+        before = IndexDefinition.of_reflected(old, self._conn_table, None)
+        self._ops.append(ops.DropVectorIndexOp.of(before))
         self._ops.append(alembic_ops.CreateIndexOp.from_index(index))
 
 
@@ -330,7 +328,8 @@ def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
         op.ops = [o for o in op.ops if not isinstance(o, (*_BEFORE, *_AFTER, ops.ChangeVectorColumnOp))]
         if op.ops:
             own = [split for o in own for split in _split(o)]
-            own.extend(late for change in changes for late in _postponed(change, _support(context)))
+            added = {o.column.name for o in op.ops if isinstance(o, alembic_ops.AddColumnOp)}
+            own.extend(late for change in changes for late in _postponed(change, added, _support(context)))
         rest.extend(sorted((o for o in own if isinstance(o, _BEFORE)), key=lambda o: _BEFORE.index(type(o))))
         if op.ops:
             rest.append(op)
@@ -357,9 +356,15 @@ def _split(op: Any) -> list[Any]:
     return [ops.DropVectorIndexOp.of(op.existing), ops.CreateVectorIndexOp(op.definition)]
 
 
-def _postponed(change: ops.ChangeVectorColumnOp, support: MigrationSupport) -> list[ops.CreateVectorIndexOp]:
+def _postponed(
+    change: ops.ChangeVectorColumnOp, added: set[str], support: MigrationSupport
+) -> list[ops.CreateVectorIndexOp]:
     """Take from a change of a column the indexes that may need what becomes of the table after it."""
-    late = [d for d in change.indexes if d.options.get("where") or not support.builds_before_swap()]
+    late = [
+        definition
+        for definition in change.indexes
+        if definition.options.get("where") or added.intersection(definition.others) or not support.builds_before_swap()
+    ]
     change.indexes = tuple(definition for definition in change.indexes if definition not in late)
     return [ops.CreateVectorIndexOp(definition) for definition in late]
 

@@ -12,7 +12,8 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.types import TypeEngine
 
-from sqla_vector.schema import IndexSpec, VectorIndexKey
+from sqla_vector.exc import InvalidIdentifier
+from sqla_vector.schema import IndexSpec, VectorIndexKey, check_existing_name, check_identifier
 
 __all__ = [
     "PLAIN",
@@ -91,6 +92,16 @@ class ReflectedIndex:
     """Whether other packages declare indexes of this form too."""
     type_: TypeEngine[Any] | None = None
     """The column's type, where the table may not tell it."""
+
+    def has_plain_names(self) -> bool:
+        """Tell whether it could have been declared; one of other names is somebody else's."""
+        try:
+            check_identifier(self.name, "index name")
+            check_existing_name(self.table_name, "table name")
+            check_existing_name(self.column_name, "column name")
+        except InvalidIdentifier:
+            return False
+        return True
 
 
 class MigrationSupport(Protocol):

@@ -139,7 +139,7 @@ def _postgresql_schema(connection: Connection) -> dict[str, Any]:
         f"SELECT 'function ' || proname, 1 FROM pg_proc p WHERE pronamespace = 'public'::regnamespace AND {own}",
         "SELECT conrelid::regclass || conname, pg_get_constraintdef(oid) FROM pg_constraint p WHERE conrelid > 0",
     ):
-        found.update(connection.execute(text(statement.replace(":", "\\:"))).tuples().all())
+        found.update(map(tuple, connection.execute(text(statement.replace(":", "\\:")))))
     return found
 
 

@@ -404,6 +404,7 @@ def as_pgvector_python_declares(metadata: MetaData, family: str) -> None:
 
 @variation
 def of_pgvector_sqlalchemy(metadata: MetaData, family: str) -> None:
+    indexed(metadata, metric="cosine")
     column = Column("embedding", pgvector.sqlalchemy.HALFVEC(8))
     Table(
         "item",
@@ -412,7 +413,6 @@ def of_pgvector_sqlalchemy(metadata: MetaData, family: str) -> None:
         column,
         Index("ix_item_embedding", column, postgresql_using="hnsw", postgresql_ops={"embedding": "halfvec_l2_ops"}),
     )
-    indexed(metadata, metric="cosine")
 
 
 @variation

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Index, text
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.dialects.migration import ReflectedIndex, quoted, verbatim
 from sqla_vector.dialects.postgresql.index import effective_precision
 from sqla_vector.metrics import METRICS
 from sqla_vector.schema import IndexSpec, VectorIndexKey
+from sqla_vector.types import BitVector
 
 __all__ = ["difference", "reflect"]
 
@@ -22,24 +23,29 @@ _FIND: Final = text(
     " coalesce(c.reloptions, '{}') AS options, i.indisvalid AS is_valid,"
     " pg_catalog.pg_get_expr(i.indpred, i.indrelid) AS predicate,"
     " pg_catalog.pg_get_indexdef(i.indexrelid, 1, false) AS expression,"
-    " (SELECT a.attname FROM pg_catalog.pg_depend d"
-    "  JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid"
-    "  JOIN pg_catalog.pg_type y ON y.oid = a.atttypid"
-    "  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid"
-    "  AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid > 0"
-    "  AND y.typname IN ('vector', 'halfvec', 'sparsevec', 'bit') ORDER BY a.attnum LIMIT 1) AS column_name"
-    " FROM pg_catalog.pg_index i"
+    " v.column_name, v.typname, v.atttypmod FROM pg_catalog.pg_index i"
     " JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid"
     " JOIN pg_catalog.pg_am am ON am.oid = c.relam AND am.amname IN ('hnsw', 'ivfflat')"
     " JOIN pg_catalog.pg_class t ON t.oid = i.indrelid"
     " JOIN pg_catalog.pg_namespace n ON n.oid = t.relnamespace"
     " JOIN pg_catalog.pg_opclass opc ON opc.oid = i.indclass[0]"
+    " JOIN LATERAL (SELECT a.attname AS column_name, a.atttypmod, y.typname FROM pg_catalog.pg_depend d"
+    "  JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid"
+    "  JOIN pg_catalog.pg_type y ON y.oid = a.atttypid"
+    "  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = i.indexrelid"
+    "  AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid > 0"
+    "  AND y.typname IN ('vector', 'halfvec', 'sparsevec', 'bit') ORDER BY a.attnum LIMIT 1) v ON true"
     " WHERE n.nspname = coalesce(CAST(:schema AS TEXT), pg_catalog.current_schema())"
     " ORDER BY c.relname"
 )
 
 _DEFAULTS: Final = {"hnsw": {"m": "16", "ef_construction": "64"}, "ivfflat": {"lists": "100"}}
 _UNKNOWN: Final = frozenset({"include", "partition_by", "value_range"})
+_EXPRESSION: Final = re.compile(
+    r"\(+(?P<quantized>(?:[^\s()]+\.)?binary_quantize\()?(?P<column>\"[^()]+\"|[^\s()]+?)\)+"
+    r"::(?(quantized)bit|(?:[^\s()]+\.)?halfvec)\(\d+\)\)*"
+)
+"""What pg_get_indexdef() shows for the expressions of half and binary precision."""
 _DIMENSION: Final = re.compile(r"\((\d+)\)\)*\Z")
 
 
@@ -62,13 +68,16 @@ def _options(method: str, given: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def reflect(connection: Connection, schema: str | None) -> list[ReflectedIndex]:
-    """Return the vector indexes of a schema, by one query."""
-    return [_reflected(row) for row in connection.execute(_FIND, {"schema": schema}) if row.column_name is not None]
+    """Return the vector indexes of a schema that could have been declared, by one query."""
+    rows = connection.execute(_FIND, {"schema": schema})
+    return [found for row in rows if (found := _reflected(row, connection.dialect)) is not None]
 
 
-def _reflected(row: Any) -> ReflectedIndex:
+def _reflected(row: Any, dialect: Dialect) -> ReflectedIndex | None:
     given = dict(option.split("=", 1) for option in row.options)
-    precision = _precision(row.expression)
+    precision = _precision(row.expression, quoted(dialect, row.column_name))
+    if precision is None or not given.keys() <= _DEFAULTS[row.method].keys():
+        return None  # over another expression, or with options that are not known here
     dim = _DIMENSION.search(row.expression) if precision != "full" else None
     definition = Definition(
         method=row.method,
@@ -94,13 +103,18 @@ def _reflected(row: Any) -> ReflectedIndex:
         definition=definition,
         unknown=_UNKNOWN | {"metric_name"} if precision == "binary" else _UNKNOWN,
         is_shared=True,
+        type_=BitVector(row.atttypmod) if row.typname == "bit" and row.atttypmod > 0 else None,
     )
 
 
-def _precision(expression: str) -> str:
-    if "binary_quantize(" in expression:
-        return "binary"
-    return "half" if "halfvec(" in expression else "full"
+def _precision(expression: str, column: str) -> str | None:
+    """Return the precision of an index over a column, None if it is over another expression."""
+    if expression.strip('"') == column.strip('"'):
+        return "full"
+    matched = _EXPRESSION.fullmatch(expression)
+    if matched is None or matched["column"].strip('"') != column.strip('"'):
+        return None
+    return "binary" if matched["quantized"] else "half"
 
 
 def _metric_name(opclass: str, precision: str) -> str:
