@@ -48,10 +48,12 @@ def test_the_extension_comes_before_the_first_column_that_is_added(backend: Back
     assert project.drift(models("article")) == []
 
 
-@pytest.mark.backends(family="sqlite")
-def test_bits_are_a_type_of_postgresql_itself(backend: Backend, tmp_path: Path):
+def test_bits_need_the_extension_too_for_their_distances(backend: Backend, tmp_path: Path):
     project = Project(tmp_path, backend)
-    assert "create_vector_extension" not in project.revision(models("article", type_=BitVector(8))).read_text()
+    bits = models("article", type_=BitVector(8))
+    assert project.revision(bits).read_text().count("op.create_vector_extension()") == 1
+    project.upgrade()
+    assert project.drift(bits) == []
 
 
 @pytest.mark.backends("pysqlite3", "sqlite_stdlib")
