@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -33,14 +34,17 @@ __all__ = [
 MAX_BATCH: Final = 100_000
 
 
+def _is_version(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)*", value, re.ASCII) is not None
+
+
 @Operations.register_operation("create_vector_extension")
 class CreateVectorExtensionOp(MigrateOperation):
     """Create the extension ``vector``."""
 
     def __init__(self, schema: str | None = None, minimum_version: str | None = None) -> None:
         self.schema = None if schema is None else check_identifier(schema, "schema")
-        parts = str(minimum_version).split(".") if minimum_version is not None else []
-        if not all(part.isdigit() for part in parts):
+        if minimum_version is not None and not _is_version(minimum_version):
             raise InvalidOption(f"minimum_version must be like 0.8.2, got {minimum_version!r}")
         self.minimum_version = minimum_version
 

@@ -22,7 +22,7 @@ from sqla_vector.dialects.postgresql.reflection import difference, reflect
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.exc import ExtensionMissing, InvalidOption, MigrationError
 from sqla_vector.schema import VectorIndexKey, check_whole_number, index_key, is_small
-from sqla_vector.types import VectorType
+from sqla_vector.types import VectorType, support_of
 
 __all__ = ["PostgreSQLMigration"]
 
@@ -51,7 +51,6 @@ class PostgreSQLMigration:
         if found is None:
             raise ExtensionMissing("the extension was created and is not there; ask an administrator")
         version, where, is_visible = found
-        settings_of(run.dialect).schema = None if is_visible else where
         if schema is not None and where != schema:
             raise MigrationError(
                 f"the extension vector is in the schema {where}, not in {schema}; "
@@ -62,10 +61,23 @@ class PostgreSQLMigration:
                 f"pgvector {version} is older than {minimum_version}; "
                 "ask an administrator to run: ALTER EXTENSION vector UPDATE;"
             )
+        self._note_schema(run, connection, None if is_visible else where)
+
+    def _note_schema(self, run: Runner, connection: Connection | None, schema: str | None) -> None:
+        """Have the statements to come look for types and functions where the extension is."""
+        settings = settings_of(run.dialect)
+        if settings.schema != schema:
+            settings.forget_compiled()
+        settings.schema = schema
+        if connection is not None and settings.attached:
+            # This connection was made before the extension was.
+            support = support_of(run.dialect)
+            support.attach(run.dialect)
+            support.prepare_connection(run.dialect, connection.connection.dbapi_connection, in_transaction=True)
 
     def drop_extension(self, run: Runner, schema: str | None) -> None:
         run.execute("DROP EXTENSION IF EXISTS vector")
-        settings_of(run.dialect).schema = None
+        self._note_schema(run, None, None)
 
     def reflect(self, connection: Connection, schema: str | None) -> list[ReflectedIndex]:
         return reflect(connection, schema)
