@@ -20,6 +20,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def edited(text: str, diff: str, where: str) -> str:
     """Return a text in which the lines behind ``-`` are replaced by those behind ``+``; indentation stays."""
     for before, after in re.findall(r"((?:^-.*\n)+)((?:^\+.*\n)*)", diff, re.MULTILINE):
         removed = [line[1:].strip() for line in before.splitlines()]
-        added = [line[1:].strip() for line in after.splitlines()]
+        added = textwrap.dedent("".join(line[1:] + "\n" for line in after.splitlines())).splitlines()
         pattern = re.compile(r"\s*\n\s*".join(map(re.escape, removed)))
         match = pattern.search(text)
         assert match is not None, f"{where}: there is no {removed} in\n{text}"
