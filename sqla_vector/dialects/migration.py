@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.sql.expression import Executable
 from sqlalchemy.types import TypeEngine
 
-from sqla_vector.exc import InvalidIdentifier
-from sqla_vector.schema import IndexSpec, VectorIndexKey, check_existing_name, check_identifier
+from sqla_vector.exc import InvalidIdentifier, InvalidOption
+from sqla_vector.schema import IndexSpec, VectorIndexKey, check_existing_name, check_identifier, check_whole_number
 
 __all__ = [
     "PLAIN",
@@ -27,6 +28,9 @@ __all__ = [
     "quoted",
     "verbatim",
 ]
+
+
+_MEMORY: Final = re.compile(r"[1-9][0-9]{0,8}(kB|MB|GB|TB)\Z")
 
 
 class Runner(Protocol):
@@ -65,6 +69,13 @@ class BuildOptions:
     """PostgreSQL: memory for this build, for example ``2GB``."""
     parallel_workers: int | None = None
     """PostgreSQL: processes for this build, beside the one that builds anyway."""
+
+    def __post_init__(self) -> None:
+        memory = self.maintenance_work_mem
+        if memory is not None and not (isinstance(memory, str) and _MEMORY.match(memory)):
+            raise InvalidOption(f"maintenance_work_mem must be a number and a unit, such as 512MB, got {memory!r}")
+        if self.parallel_workers is not None:
+            check_whole_number(self.parallel_workers, "parallel_workers", 0, 1024)
 
 
 PLAIN: Final = BuildOptions()

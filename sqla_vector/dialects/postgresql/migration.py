@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -20,15 +19,14 @@ from sqla_vector.dialects.postgresql.extension import create_extension, find_ext
 from sqla_vector.dialects.postgresql.progress import watch_build
 from sqla_vector.dialects.postgresql.reflection import difference, reflect
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.exc import ExtensionMissing, InvalidOption, MigrationError
-from sqla_vector.schema import VectorIndexKey, check_whole_number, index_key, is_small
+from sqla_vector.exc import ExtensionMissing, MigrationError
+from sqla_vector.schema import VectorIndexKey, index_key, is_small
 from sqla_vector.types import VectorType, support_of
 
 __all__ = ["PostgreSQLMigration"]
 
 logger = logging.getLogger("alembic.sqla_vector")
 
-_MEMORY: Final = re.compile(r"[1-9]\d{0,8}(kB|MB|GB|TB)\Z")
 _QUOTE: Final = "$sqla_vector$"
 """Around code: a name may hold two dollars."""
 _OUT_OF_RANGE: Final = "22003"
@@ -265,20 +263,25 @@ def _build_settings(run: Runner, build: BuildOptions) -> Iterator[None]:
     """Set what was asked for, for the build alone."""
     wanted = {}
     if build.maintenance_work_mem is not None:
-        if not _MEMORY.match(build.maintenance_work_mem):
-            raise InvalidOption(
-                f"maintenance_work_mem must be a number and a unit, such as 512MB, got {build.maintenance_work_mem!r}"
-            )
-        wanted["maintenance_work_mem"] = f"'{build.maintenance_work_mem}'"
+        wanted["maintenance_work_mem"] = build.maintenance_work_mem
     if build.parallel_workers is not None:
-        workers = check_whole_number(build.parallel_workers, "parallel_workers", 0, 1024)
-        wanted["max_parallel_maintenance_workers"] = str(workers)
+        wanted["max_parallel_maintenance_workers"] = str(build.parallel_workers)
     before = {}
     for name, value in wanted.items():
         if run.connection is not None:
             before[name] = run.connection.exec_driver_sql(f"SHOW {name}").scalar_one()
-        run.execute(f"SET {name} = {value}")
-    yield
-    # After an error the transaction is void, and with it the settings; outside of one they end with the connection.
-    for name in wanted:
+        run.execute(f"SET {name} = '{value}'")
+    try:
+        yield
+    except BaseException:
+        # The end of a transaction that failed undoes them; outside of one they would stay with the connection.
+        if build.concurrently:
+            with suppress(DBAPIError):
+                _set_back(run, wanted, before)
+        raise
+    _set_back(run, wanted, before)
+
+
+def _set_back(run: Runner, names: Iterable[str], before: Mapping[str, str]) -> None:
+    for name in names:
         run.execute(f"SET {name} = '{before[name]}'" if name in before else f"RESET {name}")
