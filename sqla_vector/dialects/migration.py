@@ -27,6 +27,7 @@ __all__ = [
     "named_index",
     "quoted",
     "verbatim",
+    "watcher",
 ]
 
 
@@ -193,6 +194,12 @@ def beside(name: str) -> str:
 def kept(name: str) -> str:
     """Return the name under which a column is kept after another took its place."""
     return f"{name[:58]}__old"
+
+
+def watcher(column: Column[Any]) -> str:
+    """Return the name of the trigger that notes changes for a shadow column; one name per table and column."""
+    shadow = str.__str__(column.name)
+    return f"{column.table.name[:28]}_{shadow.removesuffix('__new')[:28]}__new"
 
 
 def verbatim(sql: str) -> TextClause:

@@ -14,7 +14,16 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, DropIndex
 from sqlalchemy.sql.elements import quoted_name
 
-from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, Runner, beside, named_index, quoted, verbatim
+from sqla_vector.dialects.migration import (
+    BuildOptions,
+    ReflectedIndex,
+    Runner,
+    beside,
+    named_index,
+    quoted,
+    verbatim,
+    watcher,
+)
 from sqla_vector.dialects.postgresql.extension import create_extension, find_extension, version_tuple
 from sqla_vector.dialects.postgresql.progress import watch_build
 from sqla_vector.dialects.postgresql.reflection import difference, reflect
@@ -169,7 +178,7 @@ class PostgreSQLMigration:
     def prepare_shadow(self, run: Runner, column: Column[Any], shadow: Column[Any]) -> None:
         dialect = run.dialect
         table, name = _table(run, column), quoted(dialect, column.name)
-        function = quoted(dialect, column.table.schema, shadow.name)
+        trigger, function = quoted(dialect, watcher(shadow)), quoted(dialect, column.table.schema, watcher(shadow))
         run.execute(
             f"{_alter(run, column)} ADD COLUMN IF NOT EXISTS {quoted(dialect, shadow.name)} {_type_sql(run, shadow)}"
         )
@@ -179,14 +188,13 @@ class PostgreSQLMigration:
             f"RETURN NEW; END {_QUOTE}"
         )
         run.execute(
-            f"CREATE OR REPLACE TRIGGER {quoted(dialect, shadow.name)} BEFORE UPDATE ON {table} "
-            f"FOR EACH ROW EXECUTE FUNCTION {function}()"
+            f"CREATE OR REPLACE TRIGGER {trigger} BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION {function}()"
         )
 
     def forget_shadow(self, run: Runner, column: Column[Any]) -> None:
-        dialect = run.dialect
-        run.execute(f"DROP TRIGGER IF EXISTS {quoted(dialect, column.name)} ON {_table(run, column)}")
-        run.execute(f"DROP FUNCTION IF EXISTS {quoted(dialect, column.table.schema, column.name)}()")
+        dialect, name = run.dialect, watcher(column)
+        run.execute(f"DROP TRIGGER IF EXISTS {quoted(dialect, name)} ON {_table(run, column)}")
+        run.execute(f"DROP FUNCTION IF EXISTS {quoted(dialect, column.table.schema, name)}()")
 
     def row_version(self, column: Column[Any]) -> Any:
         return literal_column("xmin::text", String)

@@ -11,7 +11,7 @@ from sqlalchemy import Column, Index, Integer, LargeBinary, Table, literal_colum
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import CreateIndex
 
-from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, Runner, quoted
+from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, Runner, quoted, watcher
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
@@ -77,7 +77,8 @@ class SQLiteMigration:
         declared = _definitions(Vec0Statements(vec0, connection.dialect.identifier_preparer).create())
         is_there = {name: _plain(sql) for name, sql in found.definition.items()}
         for name in sorted(declared.keys() | is_there.keys()):
-            if _unordered(declared.get(name)) != _unordered(is_there.get(name)):
+            old, new = is_there.get(name), declared.get(name)
+            if old != new and _unordered(old) != _unordered(new):
                 return f"{name}, which is {is_there.get(name, 'missing')}"
         return None
 
@@ -163,13 +164,14 @@ class SQLiteMigration:
             run.execute(f"ALTER TABLE {_in(dialect, schema)}{table} ADD COLUMN {quoted(dialect, shadow.name)} {type_}")
         name, other = quoted(dialect, column.name), quoted(dialect, shadow.name)
         run.execute(
-            f"CREATE TRIGGER IF NOT EXISTS {_in(dialect, schema)}{other} AFTER UPDATE OF {name} ON {table} "
+            f"CREATE TRIGGER IF NOT EXISTS {_in(dialect, schema)}{quoted(dialect, watcher(shadow))} "
+            f"AFTER UPDATE OF {name} ON {table} "
             f"FOR EACH ROW WHEN NEW.{name} IS NOT OLD.{name} BEGIN "
             f"UPDATE {table} SET {other} = NULL WHERE rowid = NEW.rowid; END"
         )
 
     def forget_shadow(self, run: Runner, column: Column[Any]) -> None:
-        name = quoted(run.dialect, column.name)
+        name = quoted(run.dialect, watcher(column))
         run.execute(f"DROP TRIGGER IF EXISTS {_in(run.dialect, column.table.schema)}{name}")
 
     def row_version(self, column: Column[Any]) -> Any:
