@@ -16,13 +16,14 @@ PROGRAMS = {
     "sqlite": "SQLite: nearest() over vec0, reduced precision, writes to an indexed table",
     "plugin": "what the plugin costs a model without vectors, and importing the package",
     "memory": "memory while a generator of a million rows is loaded",
+    "migrations": "both databases: what comparing models with vectors adds to Alembic's autogenerate",
     "scaling": "both databases: how searches grow with rows and dimension",
 }
 
 
 def main(arguments: list[str] | None = None) -> list[Figure | Point]:
     """Run programs, print their figures, and keep them if they have their full size."""
-    listed = "\n".join(f"  {name:9} {says}" for name, says in PROGRAMS.items())
+    listed = "\n".join(f"  {name:10} {says}" for name, says in PROGRAMS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog=f"programs:\n{listed}", formatter_class=argparse.RawTextHelpFormatter
     )

@@ -268,11 +268,19 @@ def _has_index(
 def _get_indexes(dialect: Any, connection: Connection, table_name: str, schema: str | None = None, **kw: Any) -> Any:
     """Add the vec0 tables that are kept by triggers of the table."""
     found = type(dialect).get_indexes(dialect, connection, table_name, schema, **kw)
-    return [*found, *_reflect_vec0(connection, table_name, schema)]
+    return [*found, *_reflect_vec0(connection, table_name, schema, kw.get("info_cache"))]
 
 
-def _reflect_vec0(connection: Connection, table_name: str, schema: str | None) -> list[dict[str, Any]]:
-    """Return the vec0 tables that triggers of a table keep, as an inspector returns indexes."""
+def _reflect_vec0(
+    connection: Connection, table_name: str, schema: str | None, info_cache: dict[Any, Any] | None
+) -> list[dict[str, Any]]:
+    """Return the vec0 tables that triggers of a table keep, as an inspector returns indexes.
+
+    They are read once for all tables that one inspector looks at.
+    """
+    known = {} if info_cache is None else info_cache
+    if (cached := ("sqla_vector", schema)) not in known:
+        known[cached] = reflect_vec0(connection, schema)
     return [
         {
             "name": found.name,
@@ -281,7 +289,7 @@ def _reflect_vec0(connection: Connection, table_name: str, schema: str | None) -
             "dialect_options": {REFLECTED_SPEC: found.spec},
             "vector": {"method": "vec0", "element": found.element, "metric": found.spec.metric_name},
         }
-        for found in reflect_vec0(connection, schema)
+        for found in known[cached]
         if found.table_name == table_name
     ]
 

@@ -74,7 +74,10 @@ class SQLiteMigration:
     ) -> str | None:
         vec0 = vec0_index(index)
         assert vec0 is not None
-        declared = _definitions(Vec0Statements(vec0, connection.dialect.identifier_preparer).create())
+        statements = Vec0Statements(vec0, connection.dialect.identifier_preparer).create()
+        if sorted(found.definition.values()) == sorted(sql for sql in statements if sql.startswith("CREATE ")):
+            return None  # the usual case, word for word
+        declared = _definitions(statements)
         is_there = {name: _plain(sql) for name, sql in found.definition.items()}
         for name in sorted(declared.keys() | is_there.keys()):
             old, new = is_there.get(name), declared.get(name)
