@@ -7,8 +7,8 @@ Beside the markers of :mod:`tests.docs.pages` a block may have one of these befo
     <!-- async: name -->       the block is this file where the engine is asynchronous
     <!-- edit: name -->        a diff: what stands behind - is replaced by what stands behind +
     <!-- generated: name -->   what a command wrote into this file, but for white space
-    <!-- start -->             from here on in another, empty directory
-    <!-- again: name -->       there, the file of this name as it was before
+    <!-- start -->             from here on in another, empty directory, with another database
+    <!-- again: name -->       there, the file of this name as it was in the first
 
 A ``shell`` block is run line by line, in one shell each.  ``# fails`` at its end says that it does, and a ``text``
 block after it is a part of what it says.
@@ -21,14 +21,16 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from sqlalchemy import URL
 
 _STEP = re.compile(
     r"^(?:<!-- (?P<only>postgresql ?)?(?:(?P<kind>file|async|edit|generated): (?P<name>\S+) )?-->\n)?"
     r"```(?P<language>python|diff|ini|shell|text)\n(?P<body>.*?)^```$"
-    r"|^<!-- (?P<alone>start|again)(?:: (?P<file>\S+))? -->$",
+    r"|^<!-- (?P<only_alone>postgresql ?)?(?P<alone>start|again)(?:: (?P<file>\S+))? -->$",
     re.MULTILINE | re.DOTALL,
 )
 
@@ -52,7 +54,13 @@ def steps(page: Path) -> Iterator[Step]:
         kind = match["kind"] or match["alone"] or (match["language"] if match["language"] in ("shell", "text") else "")
         if kind:
             line = text.count("\n", 0, match.start()) + 1
-            yield Step(line, kind, match["name"] or match["file"] or "", match["body"] or "", bool(match["only"]))
+            yield Step(
+                line,
+                kind,
+                match["name"] or match["file"] or "",
+                match["body"] or "",
+                bool(match["only"] or match["only_alone"]),
+            )
 
 
 class Guide:
@@ -61,42 +69,43 @@ class Guide:
     Args:
         page: the page.
         directory: an empty directory, in which the projects are made.
-        url: the database's URL.
-        async_url: the same with an asynchronous driver, if Alembic shall use one.
-        second: the two URLs of another database, for what comes after ``start``; None leaves that out.
+        databases: makes a new database, and returns its URL.
+        async_driver: what the engine of the first project runs on, if it is asynchronous.
     """
 
     def __init__(
-        self,
-        page: Path,
-        directory: Path,
-        url: str,
-        *,
-        async_url: str | None = None,
-        second: tuple[str, str | None] | None = None,
+        self, page: Path, directory: Path, databases: Callable[[], URL], *, async_driver: str | None = None
     ) -> None:
         self._page = page
         self._root = directory
-        self._directory = directory / "1"
-        self._directory.mkdir()
-        self._url = url
-        self._async_url = async_url
-        self._second = second
+        self._databases = databases
+        self._async_driver = async_driver
+        self._projects = 0
         self._said = ""
         # They stand later on the page than the file whose place they take.
         self._async_files = {step.name: step.body for step in steps(page) if step.kind == "async"}
+        self._files: dict[str, str] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self._projects += 1
+        self._directory = self._root / str(self._projects)
+        self._directory.mkdir()
+        url = self._databases()
+        self._url = url.render_as_string(hide_password=False)
+        self._alembic_url, self._is_async = self._url, self._projects == 1 and self._async_driver is not None
+        if self._is_async:
+            self._alembic_url = url.set(drivername=str(self._async_driver)).render_as_string(hide_password=False)
 
     def follow(self) -> list[str]:
         """Carry out all steps, and return the commands that were run."""
         commands = []
         for step in steps(self._page):
+            if step.is_for_postgresql and not self._url.startswith("postgresql"):
+                continue
             if step.kind == "start":
-                if self._second is None:
-                    return commands
-                self._directory = self._root / "2"
-                self._directory.mkdir()
-                self._url, self._async_url = self._second
-            elif not step.is_for_postgresql or self._url.startswith("postgresql"):
+                self._start()
+            else:
                 commands += self._carry_out(step)
         return commands
 
@@ -112,10 +121,11 @@ class Guide:
             return []
         path = self._directory / step.name
         if step.kind == "file":
-            body = step.body if self._async_url is None else self._async_files.get(step.name, step.body)
+            self._files.setdefault(step.name, step.body)
+            body = self._async_files.get(step.name, step.body) if self._is_async else step.body
             path.write_text(body, encoding="utf-8")
         elif step.kind == "again":
-            path.write_bytes((self._root / "1" / step.name).read_bytes())
+            path.write_text(self._files[step.name], encoding="utf-8")
         elif step.kind == "edit":
             path.write_text(edited(path.read_text(encoding="utf-8"), step.body, where), encoding="utf-8")
         elif step.kind == "generated":
@@ -124,13 +134,9 @@ class Guide:
 
     def _run(self, line: str, where: str) -> None:
         command, _, comment = line.partition("  # ")
-        is_alembic = command.startswith("alembic ")
-        if is_alembic and command.startswith("alembic init"):
-            if self._async_url is not None:
-                command = command.replace("init", "init -t async")
-            elif (self._directory / "migrations").exists():
-                return
-        url = self._async_url if is_alembic and self._async_url is not None else self._url
+        if self._is_async:
+            command = command.replace("alembic init", "alembic init -t async")
+        url = self._alembic_url if command.startswith("alembic ") else self._url
         done = subprocess.run(
             command,
             shell=True,  # what a reader types into one
