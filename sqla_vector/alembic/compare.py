@@ -59,10 +59,9 @@ def prepare(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
 
 def _needs_extension(context: Any) -> bool:
     return any(
-        _is_of_extension(column)
+        any(_is_of_extension(column) for column in table.columns)
+        and context.run_object_filters(table, table.name, "table", False, None)
         for table in context.sorted_tables
-        for column in table.columns
-        if context.run_object_filters(table, table.name, "table", False, None)
     )
 
 
@@ -78,22 +77,48 @@ def compare_type(
     old, new = conn_column.type, column.type
     if not _is_served(context) or not (isinstance(old, VectorType) or isinstance(new, VectorType)):
         return PriorityDispatchResult.CONTINUE
-    if context.opts.get("compare_type", True) is False:
+    user = context.opts.get("compare_type", True)
+    if user is False:
         return PriorityDispatchResult.STOP
     alter_op.existing_type = old
-    if not _is_same(context, old, column):
+    differs = user(context.migration_context, conn_column, column, old, new) if callable(user) else None
+    if differs is False:
+        return PriorityDispatchResult.STOP
+    if not differs and _is_vector_of_another_package(context, column):
+        return _as_without_us(context, alter_op, conn_column, column)
+    if differs or not _is_same(context, old, column):
         logger.info("Detected type change from %r to %r on '%s.%s'", old, new, table_name, column_name)
         comparison_of(context.opts).retyped.append((conn_column, column))
     return PriorityDispatchResult.STOP
+
+
+def _is_vector_of_another_package(context: Any, column: Column[Any]) -> bool:
+    if isinstance(column.type, VectorType):
+        return False
+    return _type_sql(context, column.type, column).partition("(")[0] in ("vector", "halfvec", "sparsevec", "bit")
+
+
+def _as_without_us(context: Any, alter_op: Any, conn_column: Any, column: Column[Any]) -> PriorityDispatchResult:
+    """Leave a column to Alembic, which shall see the type that it would see without this package."""
+    if _type_sql(context, conn_column.type, column) == _type_sql(context, column.type, column):
+        return PriorityDispatchResult.STOP
+    kind, dim = conn_column.type.kind, conn_column.type.dim
+    known = getattr(type(context.dialect), "ischema_names", {}).get(kind)
+    if known is not None:
+        conn_column.type = known() if dim is None else known(dim)
+    return PriorityDispatchResult.CONTINUE
+
+
+def _type_sql(context: Any, type_: Any, column: Column[Any]) -> str:
+    return str(context.dialect.type_compiler_instance.process(type_, type_expression=column)).lower()
 
 
 def _is_same(context: Any, old: Any, column: Column[Any]) -> bool:
     new = column.type
     if isinstance(old, VectorType) and isinstance(new, VectorType):
         return old.kind == new.kind and old.dim == new.dim
-    process = context.dialect.type_compiler_instance.process
     # Types of other packages, and bits, which PostgreSQL's own dialect reflects.
-    return str(process(old, type_expression=column)).lower() == str(process(new, type_expression=column)).lower()
+    return _type_sql(context, old, column) == _type_sql(context, new, column)
 
 
 def compare_table(
@@ -141,8 +166,10 @@ def _kept_columns(conn_table: Table, table: Table) -> list[str]:
     """Return the columns that a change of dimension left, or is using."""
     found = []
     for column in table.columns:
+        if not isinstance(column.type, VectorType):
+            continue
         for name in (kept(column.name), beside(column.name)):
-            if isinstance(column.type, VectorType) and name in conn_table.c and name not in table.c:
+            if name in conn_table.c and name not in table.c:
                 logger.info("%s.%s is kept; drop it with op.drop_kept_vector_column()", table.name, name)
                 found.append(name)
     return found
@@ -222,26 +249,29 @@ class _TableComparison:
         if not included:
             return
         self._comparison.claimed.add(old.name)
-        assert self._conn_table is not None
-        before = IndexDefinition.of_reflected(old, self._conn_table, None if pair is None else pair[1].spec)
         moved = old.column_name in changed
         if pair is None:
             if not moved:
                 logger.info("Detected removed vector index %r on '%s'", old.name, old.table_name)
-                self._ops.append(ops.DropVectorIndexOp.of(before))
+                self._ops.append(ops.DropVectorIndexOp.of(self._existing(old, pair)))
             return
         moves = pair[1].column.name in changed
         if moved or moves:
             # The operation on the column sees to its indexes.
             if not moved:
-                self._ops.append(ops.DropVectorIndexOp.of(before))
+                self._ops.append(ops.DropVectorIndexOp.of(self._existing(old, pair)))
             if not moves:
                 self._add(pair)
             return
         reason = self._support.difference(self._context.connection, *pair, old)
         if reason is not None:
             logger.info("Detected changed vector index %r on '%s': %s", old.name, old.table_name, reason)
-            self._ops.append(ops.RebuildVectorIndexOp(self._definition(*pair), before))
+            self._ops.append(ops.RebuildVectorIndexOp(self._definition(*pair), self._existing(old, pair)))
+
+    def _existing(self, old: ReflectedIndex, pair: tuple[Index, VectorIndexKey] | None) -> IndexDefinition:
+        # Only made for what differs: it costs more than the comparison.
+        assert self._conn_table is not None
+        return IndexDefinition.of_reflected(old, self._conn_table, None if pair is None else pair[1].spec)
 
     def _compare_column(
         self,

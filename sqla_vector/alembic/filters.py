@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -50,6 +51,15 @@ class Comparison:
             table, index = self.hidden.pop()
             table.indexes.add(index)
 
+    @contextmanager
+    def showing_after_an_error(self) -> Iterator[None]:
+        """Put back what was taken out if code of the project fails, which may be caught while the models live on."""
+        try:
+            yield
+        except BaseException:
+            self.show()
+            raise
+
 
 def comparison_of(opts: dict[str, Any]) -> Comparison:
     """Return the state that :func:`options` put into an environment's options."""
@@ -85,12 +95,14 @@ def options(
     def include_named(name: str | None, type_: str, parent_names: Any) -> bool:
         if type_ == "index" and name in comparison.claimed:
             return False
-        return include_name is None or include_name(name, type_, parent_names)
+        with comparison.showing_after_an_error():
+            return include_name is None or include_name(name, type_, parent_names)
 
     def include(object_: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:
         if type_ == "column" and reflected and compare_to is None and name in comparison.kept:
             return False
-        return include_object is None or include_object(object_, name, type_, reflected, compare_to)
+        with comparison.showing_after_an_error():
+            return include_object is None or include_object(object_, name, type_, reflected, compare_to)
 
     def render(type_: str, object_: Any, autogen_context: Any) -> Any:
         rendered = False if render_item is None else render_item(type_, object_, autogen_context)
