@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.sql.expression import Executable
 
 from sqla_vector.dialects.migration import MigrationSupport, verbatim
+from sqla_vector.engine import attach_connection
 from sqla_vector.exc import MigrationError
 from sqla_vector.types import support_of
 
@@ -23,6 +24,9 @@ class OperationsRunner:
 
     def __init__(self, operations: Operations) -> None:
         self._operations = operations
+        if self.connection is not None:
+            # An env.py whose engine has no plugin: reflection would not know the types.
+            attach_connection(self.connection)
 
     @property
     def dialect(self) -> Dialect:

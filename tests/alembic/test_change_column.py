@@ -27,6 +27,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 
 import sqla_vector.alembic
 from sqla_vector import DimensionMismatch, InvalidOption, InvalidVector, MigrationError, NonFiniteVector, Vector
@@ -51,6 +52,7 @@ from tests.support.change import (
     widened,
 )
 from tests.support.migrations import Project
+from tests.support.statements import sync_engine
 
 DRIVERS = pytest.mark.backends("psycopg", "psycopg_async", "psycopg2", "asyncpg", "pysqlite3", "aiosqlite")
 BOTH = pytest.mark.backends("psycopg", "pysqlite3")
@@ -723,3 +725,42 @@ def test_two_tables_with_a_column_of_one_name_do_not_get_in_each_others_way(tmp_
     project.upgrade()
     assert_vectors(vectors_of(backend, project.engine, NEW), changed(vectors))
     assert leftovers_of(backend, project.engine) == []
+
+
+@pytest.mark.backends("psycopg_noplugin", "asyncpg_noplugin", "psycopg2")
+def test_an_engine_without_the_plugin_is_served_on_postgresql(tmp_path, backend):
+    project, vectors = prepared(tmp_path, backend)
+    # Every command has an engine of its own, as env.py makes it.
+    for step in (project.upgrade, project.downgrade, project.upgrade):
+        project.engine = backend.make_engine(plugins=[])
+        step()
+    engine = backend.make_engine()
+    assert_vectors(vectors_of(backend, engine, NEW), changed(vectors))
+    assert_search(backend, engine, articles(NEW), changed(vectors))
+
+
+@pytest.mark.backends("pysqlite3", "aiosqlite")
+def test_nobody_writes_to_sqlite_between_the_last_look_and_the_swap(tmp_path, backend):
+    project, _ = prepared(tmp_path, backend)
+    others = create_engine(
+        backend.url.set(drivername="sqlite+pysqlite"), plugins=["sqla_vector"], connect_args={"timeout": 0}
+    )
+    tried: list[str] = []
+
+    @event.listens_for(sync_engine(project.engine), "after_cursor_execute")
+    def write(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        is_last_look = statement.startswith("BEGIN IMMEDIATE") and "embedding__new" in columns_of_other()
+        if is_last_look:
+            try:
+                with others.begin() as other:
+                    other.execute(text("UPDATE article SET title = 'late' WHERE id = 1"))
+            except DBAPIError as error:
+                tried.append(str(error.orig))
+
+    def columns_of_other() -> set[str]:
+        with others.connect() as other:
+            return {column["name"] for column in inspect(other).get_columns("article")}
+
+    project.upgrade()
+    others.dispose()
+    assert tried == ["database is locked"]

@@ -75,14 +75,18 @@ def _load_sqlite_vec(connection: RawConnection) -> str | None:
     return str(row[0])
 
 
-def begin(connection: Connection) -> None:
+def begin(connection: Connection, *, to_write: bool = False) -> None:
     """Open a transaction if none is open: sqlite3 does it before INSERT, but not before DDL or a savepoint.
 
     Without it CREATE TABLE is committed at once, whatever transaction SQLAlchemy is in.
+
+    Args:
+        connection: the connection.
+        to_write: keep others from writing at once, not from the first statement on that writes.
     """
     raw = RawConnection(connection.connection.dbapi_connection)
     if not raw.in_transaction and not raw.commits_itself:
-        connection.exec_driver_sql("BEGIN")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if to_write else "BEGIN")
 
 
 def is_prepared(connection: RawConnection) -> bool:

@@ -155,7 +155,7 @@ class SQLiteMigration:
 
     def lock(self, run: Runner, table: Table) -> None:
         if run.connection is not None:
-            begin(run.connection)
+            begin(run.connection, to_write=True)
 
     def prepare_shadow(self, run: Runner, column: Column[Any], shadow: Column[Any]) -> None:
         dialect = run.dialect
