@@ -56,6 +56,9 @@ class IndexDefinition:
         unknown = sorted(self.options.keys() - _DEFAULTS.keys())
         if unknown:
             raise InvalidOption(f"{self.name}: unknown option {', '.join(unknown)}; there are {', '.join(_DEFAULTS)}")
+        where = self.options.get("where")
+        if not isinstance(where, str | None):
+            raise InvalidOption(f"{self.name}: where takes a predicate as SQL text, got {where!r}")
         self._declare()  # refuses wrong options before anything is run
 
     def _declare(self) -> Index:

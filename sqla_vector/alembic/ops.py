@@ -308,6 +308,12 @@ class _ColumnOp(MigrateOperation):
         self.table_name = check_existing_name(table_name, "table name")
         self.column_name = check_existing_name(column_name, "column name")
         self.schema = None if schema is None else check_existing_name(schema, "schema")
+        for name, given in (("type_", type_), ("existing_type", existing_type)):
+            if not isinstance(given, TypeEngine):
+                raise InvalidOption(
+                    f"{table_name}.{column_name}: {name} must be a type, for example sqla_vector.Vector(384), "
+                    f"got {given!r}"
+                )
         self.type_ = type_
         self.existing_type = existing_type
 
