@@ -17,6 +17,7 @@ from sqlalchemy import Column, Index, Table
 from sqlalchemy.dialects import postgresql
 
 from sqla_vector.alembic import ops
+from sqla_vector.alembic.arrange import arrange, is_of_extension
 from sqla_vector.alembic.definition import IndexDefinition
 from sqla_vector.alembic.filters import PLUGIN, Comparison, comparison_of
 from sqla_vector.dialects.migration import MigrationSupport, ReflectedIndex, beside, kept
@@ -28,9 +29,6 @@ from sqla_vector.types import DIALECTS, VectorType, support_of
 __all__ = ["setup"]
 
 logger = logging.getLogger("alembic.sqla_vector")
-
-_BEFORE = (ops.DropVectorIndexOp, ops.ConvertVectorColumnOp)
-_AFTER = (ops.CreateVectorIndexOp, ops.RebuildVectorIndexOp)
 
 
 def _support(context: Any) -> MigrationSupport:
@@ -59,15 +57,10 @@ def prepare(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
 
 def _needs_extension(context: Any) -> bool:
     return any(
-        any(_is_of_extension(column) for column in table.columns)
+        any(is_of_extension(column) for column in table.columns)
         and context.run_object_filters(table, table.name, "table", False, None)
         for table in context.sorted_tables
     )
-
-
-def _is_of_extension(column: Column[Any]) -> bool:
-    # Bits too: the type is PostgreSQL's, but what is asked of it is pgvector's, and create_all() sees to it as well.
-    return isinstance(column.type, VectorType)
 
 
 def compare_type(
@@ -133,7 +126,7 @@ def compare_table(
     comparison.written.clear()
     comparison.kept.clear()
     if conn_table is not None:
-        comparison.has_vectors |= any(map(_is_of_extension, conn_table.columns))
+        comparison.has_vectors |= any(map(is_of_extension, conn_table.columns))
     retyped, comparison.retyped = comparison.retyped, []
     found = [] if conn_table is None else _reflected(context, comparison, schema, table_name)
     declared = {} if table is None else {str(i.name): (i, key) for i, key in vector_indexes(table)}
@@ -333,70 +326,6 @@ def release(context: Any, *arguments: Any) -> PriorityDispatchResult:
     """Give a table its indexes back, when Alembic has compared the others."""
     comparison_of(context.opts).show()
     return PriorityDispatchResult.CONTINUE
-
-
-def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
-    """Lift the operations out of the tables' containers to where they can run."""
-    comparison = comparison_of(context.opts)
-    comparison.show()
-    first: list[Any] = []
-    rest: list[Any] = []
-    if comparison.lacks_extension is None and not comparison.has_vectors and _adds_vectors(upgrade_ops):
-        # The history may be run on another database, where the first column needs it.
-        first.append(ops.CreateVectorExtensionOp(settings_of(context.dialect).schema))
-    for op in upgrade_ops.ops:
-        if isinstance(op, ops.CreateVectorExtensionOp):
-            first.insert(0, op)
-            continue
-        if not isinstance(op, alembic_ops.ModifyTableOps):
-            rest.append(op)
-            continue
-        # They commit as they go, so that nothing that cannot be repeated may come before.
-        changes = [o for o in op.ops if isinstance(o, ops.ChangeVectorColumnOp)]
-        first.extend(changes)
-        own = [o for o in op.ops if isinstance(o, (*_BEFORE, *_AFTER))]
-        op.ops = [o for o in op.ops if not isinstance(o, (*_BEFORE, *_AFTER, ops.ChangeVectorColumnOp))]
-        if op.ops:
-            own = [split for o in own for split in _split(o)]
-            added = {o.column.name for o in op.ops if isinstance(o, alembic_ops.AddColumnOp)}
-            own.extend(late for change in changes for late in _postponed(change, added, _support(context)))
-        rest.extend(sorted((o for o in own if isinstance(o, _BEFORE)), key=lambda o: _BEFORE.index(type(o))))
-        if op.ops:
-            rest.append(op)
-        rest.extend(o for o in own if isinstance(o, _AFTER))
-    upgrade_ops.ops = [*first, *rest]
-    return PriorityDispatchResult.CONTINUE
-
-
-def _adds_vectors(upgrade_ops: Any) -> bool:
-    """Tell whether a table or a column of vectors is added."""
-    for op in upgrade_ops.ops:
-        inner = op.ops if isinstance(op, alembic_ops.ModifyTableOps) else [op]
-        for one in inner:
-            added = one.columns if isinstance(one, alembic_ops.CreateTableOp) else [getattr(one, "column", None)]
-            if any(isinstance(column, Column) and _is_of_extension(column) for column in added):
-                return True
-    return False
-
-
-def _split(op: Any) -> list[Any]:
-    """Return a rebuild as two operations, between which the table changes; anything else as it is."""
-    if not isinstance(op, ops.RebuildVectorIndexOp) or op.existing is None:
-        return [op]
-    return [ops.DropVectorIndexOp.of(op.existing), ops.CreateVectorIndexOp(op.definition)]
-
-
-def _postponed(
-    change: ops.ChangeVectorColumnOp, added: set[str], support: MigrationSupport
-) -> list[ops.CreateVectorIndexOp]:
-    """Take from a change of a column the indexes that may need what becomes of the table after it."""
-    late = [
-        definition
-        for definition in change.indexes
-        if definition.options.get("where") or added.intersection(definition.others) or not support.builds_before_swap()
-    ]
-    change.indexes = tuple(definition for definition in change.indexes if definition not in late)
-    return [ops.CreateVectorIndexOp(definition) for definition in late]
 
 
 def setup(plugin: Plugin) -> None:
