@@ -132,7 +132,8 @@ class ColumnChange(_Replacement):
             return
         if shadow is not None and not self._is(shadow, op.type_):
             raise MigrationError(
-                f"{op.table_name}.{shadow.name} is left over from another change, its type is {shadow.type!r}; drop it"
+                f"{op.table_name}.{shadow.name} is left over from another change, its type is {shadow.type!r}; "
+                f"drop it with op.drop_kept_vector_column({op.table_name!r}, {op.column_name!r})"
             )
         for name in op.source:
             column_of(table, name)

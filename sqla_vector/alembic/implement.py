@@ -10,7 +10,7 @@ from sqlalchemy import Column, MetaData, Table
 from sqla_vector.alembic import change, ops
 from sqla_vector.alembic.definition import reflect_table
 from sqla_vector.alembic.runner import OperationsRunner
-from sqla_vector.dialects.migration import kept
+from sqla_vector.dialects.migration import beside, kept
 from sqla_vector.schema import index_key
 
 __all__: list[str] = []
@@ -88,11 +88,16 @@ def restore_vector_column(operations: Operations, op: ops.RestoreVectorColumnOp)
 @Operations.implementation_for(ops.DropKeptVectorColumnOp)
 def drop_kept_vector_column(operations: Operations, op: ops.DropKeptVectorColumnOp) -> None:
     run = OperationsRunner(operations)
+    names = [kept(op.column_name)]
     if run.connection is not None:
-        table = reflect_table(run.connection, op.table_name, op.schema)
-        if kept(op.column_name) not in table.c:
-            logger.info("%s.%s has no kept column", op.table_name, op.column_name)
-            return
-    column: Column[object] = Column(kept(op.column_name))
-    Table(op.table_name, MetaData(), column, schema=op.schema)
-    run.support.drop_column(run, column)
+        there = reflect_table(run.connection, op.table_name, op.schema).c
+        names = [name for name in (kept(op.column_name), beside(op.column_name)) if name in there][:1]
+    for name in names:
+        column: Column[object] = Column(name)
+        Table(op.table_name, MetaData(), column, schema=op.schema)
+        if name == beside(op.column_name):
+            # Without its column the trigger would fail every UPDATE.
+            run.support.forget_shadow(run, column)
+        run.support.drop_column(run, column)
+    if not names:
+        logger.info("%s.%s has no kept column", op.table_name, op.column_name)

@@ -564,6 +564,8 @@ class DropKeptVectorColumnOp(MigrateOperation):
     ) -> None:
         """Drop ``<column_name>__old``, if it is there.  From then on the change cannot be undone.
 
+        After a change that was begun and given up it drops ``<column_name>__new``, with its trigger.
+
         Args:
             operations: given by Alembic.
             table_name: the table.

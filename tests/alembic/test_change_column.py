@@ -764,3 +764,37 @@ def test_nobody_writes_to_sqlite_between_the_last_look_and_the_swap(tmp_path, ba
     project.upgrade()
     others.dispose()
     assert tried == ["database is locked"]
+
+
+@BOTH
+def test_a_change_that_was_begun_can_be_given_up_for_another(tmp_path, backend):
+    project, vectors = prepared(tmp_path, backend, backfill=Recorder(fail_at=2))
+    with pytest.raises(MigrationError, match="embedder is down"):
+        project.upgrade()
+    path = project.versions / "0001_by_hand.py"
+    path.write_text(path.read_text().replace("Vector(4)", "Vector(5)"))
+    project.attributes["backfill"] = lambda given: [[*row["embedding"], 1, 2] for row in given]
+    with pytest.raises(MigrationError, match=r"drop it with op\.drop_kept_vector_column\('article', 'embedding'\)"):
+        project.upgrade()
+    assert_untouched(project, vectors)
+    body = path.read_text()
+    path.write_text(body.replace("    op.change_vector_column(", f"    {DROP_KEPT}\n    op.change_vector_column("))
+    project.upgrade()
+    longer = {id_: None if v is None else [*v, 1, 2] for id_, v in vectors.items()}
+    assert_vectors(vectors_of(backend, project.engine, 5), longer)
+    assert leftovers_of(backend, project.engine) == []
+
+
+@BOTH
+def test_a_change_that_was_given_up_leaves_a_table_that_can_be_written(tmp_path, backend):
+    project, vectors = prepared(tmp_path, backend, backfill=Recorder(fail_at=2))
+    with pytest.raises(MigrationError, match="embedder is down"):
+        project.upgrade()
+    (project.versions / "0001_by_hand.py").unlink()
+    project._count = 0
+    project.write(DROP_KEPT)
+    project.upgrade()
+    assert leftovers_of(backend, project.engine) == []
+    assert project.drift(articles(OLD)) == []
+    run(project, lambda s: s.execute(text("UPDATE article SET embedding = NULL WHERE id = 1")) and None)
+    assert_vectors(vectors_of(backend, project.engine, OLD), {**vectors, 1: None})
