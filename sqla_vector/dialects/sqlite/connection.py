@@ -46,7 +46,8 @@ class RawConnection:
     def commits_itself(self) -> bool:
         """Whether every statement is a transaction of its own (AUTOCOMMIT)."""
         inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
-        return inner.isolation_level is None
+        # From Python 3.12 on the driver may be told so by an attribute; then its commit() would not end a BEGIN.
+        return inner.isolation_level is None or getattr(inner, "autocommit", None) is True
 
     def rows(self, sql: str, *parameters: Any) -> Iterable[Any]:
         """Run a query and return its rows."""

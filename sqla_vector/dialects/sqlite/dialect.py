@@ -224,6 +224,12 @@ def _lost_its_column(connection: Connection, dbapi_connection: Any, statement: A
     return True
 
 
+def _do_savepoint(dialect: Any, connection: Connection, name: str) -> None:
+    """Open the transaction first: SQLite commits when the savepoint is released that a transaction began with."""
+    begin(connection)
+    type(dialect).do_savepoint(dialect, connection, name)
+
+
 def _do_rollback(dialect: Any, dbapi_connection: Any) -> None:
     type(dialect).do_rollback(dialect, dbapi_connection)
     _after_rollback(dialect, dbapi_connection)
@@ -339,6 +345,7 @@ def restore(dialect: Any) -> None:
 
 
 _REPLACED: Final[dict[str, Callable[..., Any]]] = {
+    "do_savepoint": _do_savepoint,
     "do_rollback": _do_rollback,
     "do_rollback_to_savepoint": _do_rollback_to_savepoint,
     "get_table_names": _get_table_names,
