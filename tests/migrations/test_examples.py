@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from alembic.migration import MigrationContext as AlembicContext
 from pytest_alembic import Config as CheckedConfig
 from pytest_alembic import MigrationContext, runner
 from pytest_alembic.tests import default as checks
-from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, inspect, select
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Table, inspect, select
 from sqlalchemy.orm import Session
 
 import sqla_vector.alembic
@@ -199,6 +200,30 @@ def test_old_vectors_that_are_kept_are_no_difference(backend: Backend, engine: A
     command.upgrade(config, "0005")
     command.check(config)
     assert "embedding__old" not in backend.run_connection(engine, compare)[1]
+
+
+@pytest.mark.backends("psycopg")
+def test_the_whole_history_can_be_written_as_a_script(backend: Backend, engine: AnyEngine, config: Config):
+    config.output_buffer = io.StringIO()
+    command.upgrade(config, "base:head", sql=True)
+    script = config.output_buffer.getvalue()
+    # A concurrent build cannot be in a transaction, nor in one call of the driver with others.
+    parts = re.split(r"(?<=;)\n\n", script)
+    assert isinstance(engine, Engine)
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        for part in parts:
+            if part.strip():
+                connection.exec_driver_sql(part.replace("%", "%%"))
+    command.check(config)
+
+
+@pytest.mark.backends("pysqlite3", "sqlite_stdlib")
+def test_on_sqlite_the_change_of_dimension_wants_a_database(backend: Backend, config: Config):
+    config.output_buffer = io.StringIO()
+    command.upgrade(config, "base:0003", sql=True)
+    assert "USING vec0(" in config.output_buffer.getvalue()
+    with pytest.raises(MigrationError, match="run this migration online"):
+        command.upgrade(config, "0003:0004", sql=True)
 
 
 def run(*arguments: str, url: str) -> str:

@@ -211,7 +211,9 @@ class PostgreSQLMigration:
             run.execute(f"{alter} RENAME COLUMN {quoted(run.dialect, old)} TO {quoted(run.dialect, new)}")
 
     def drop_column(self, run: Runner, column: Column[Any]) -> None:
-        run.execute(f"{_alter(run, column)} DROP COLUMN {quoted(run.dialect, column.name)}")
+        # Who runs a script may have had an empty table, whose change kept no column.
+        drop = "DROP COLUMN IF EXISTS" if run.connection is None else "DROP COLUMN"
+        run.execute(f"{_alter(run, column)} {drop} {quoted(run.dialect, column.name)}")
 
 
 def _create_statement(run: Runner, schema: str | None) -> str:
