@@ -246,7 +246,7 @@ def test_a_script_commits_before_it_builds_concurrently_and_resets_what_it_set(t
     assert statements[begin : begin + 7] == [
         "COMMIT;",
         "SET maintenance_work_mem = '64MB';",
-        "SET max_parallel_maintenance_workers = 0;",
+        "SET max_parallel_maintenance_workers = '0';",
         "CREATE INDEX CONCURRENTLY ix ON item USING hnsw (e vector_cosine_ops);",
         "RESET maintenance_work_mem;",
         "RESET max_parallel_maintenance_workers;",
