@@ -315,10 +315,10 @@ class _TableComparison:
 
 
 def _predicate(where: Any) -> str:
-    compiled = where.compile(
-        dialect=postgresql.dialect(),  # type: ignore[no-untyped-call]
-        compile_kwargs={"literal_binds": True, "include_table": False},
-    )
+    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+    # A dialect that was never connected doubles backslashes, as servers did before standard_conforming_strings.
+    dialect._backslash_escapes = False
+    compiled = where.compile(dialect=dialect, compile_kwargs={"literal_binds": True, "include_table": False})
     return str(compiled).replace("%%", "%")
 
 
