@@ -58,7 +58,7 @@ def column_of(table: Table, name: str) -> Column[Any]:
 class _Replacement:
     """What both ways have in common: the column, its indexes, and swapping."""
 
-    def __init__(self, run: OperationsRunner, op: ops._ReplacingOp) -> None:
+    def __init__(self, run: OperationsRunner, op: ops.ReplacingOp) -> None:
         self._run = run
         self._op = op
         self._support = run.support
