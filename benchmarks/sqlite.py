@@ -69,7 +69,7 @@ def search(session: Session, model: type[Any], query: Any) -> list[Any]:
 
 def search_by_hand(raw: Any, query: NDArray[np.float32]) -> list[Any]:
     return raw.execute(
-        f"SELECT rowid, distance FROM item_embedding WHERE embedding MATCH ? AND k = {K}", (query.tobytes(),)
+        f"SELECT rowid, distance FROM item_embedding WHERE vector MATCH ? AND k = {K}", (query.tobytes(),)
     ).fetchall()
 
 
