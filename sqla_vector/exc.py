@@ -12,11 +12,15 @@ from sqlalchemy.exc import DontWrapMixin
 __all__ = [
     "BulkLoadError",
     "DimensionMismatch",
+    "EmbedderError",
+    "EmbedderUnavailable",
     "ExtensionMissing",
     "IndexNotUsable",
     "InvalidIdentifier",
     "InvalidOption",
+    "InvalidDeclaration",
     "InvalidStatement",
+    "InvalidText",
     "InvalidVector",
     "MigrationError",
     "NonFiniteVector",
@@ -77,6 +81,31 @@ class PackageMissing(ExtensionMissing, ImportError):
 
 class MigrationError(VectorError):
     """A migration step that cannot be done as it is written; nothing was changed by it."""
+
+
+class InvalidDeclaration(VectorError, ValueError):
+    """An embedded column whose model lacks something; the message shows the line to add."""
+
+
+class InvalidText(VectorError, ValueError):
+    """A text that cannot be embedded: no string, or no Unicode that can be encoded."""
+
+
+class EmbedderError(VectorError):
+    """An embedder that failed, or whose answer is not what was asked for; nothing of the answer is used."""
+
+
+class EmbedderUnavailable(EmbedderError):
+    """An embedder that cannot be reached or has no capacity now: nothing is wrong with the texts.
+
+    Args:
+        message: what happened.
+        retry_after: seconds after which it asked to be tried again, if it said so.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BulkLoadError(VectorError, ValueError):

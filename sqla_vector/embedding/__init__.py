@@ -1,0 +1,19 @@
+"""Embeddings that follow their text: declaration, fingerprints, embedders."""
+
+from sqla_vector.embedding.declaration import EmbeddedColumn, EmbeddingSpec, embedded_columns, embedding_column
+from sqla_vector.embedding.embedder import CallableEmbedder, Embedder
+from sqla_vector.embedding.fingerprint import Fingerprint, Model, fingerprint
+from sqla_vector.embedding.source import SourceText
+
+__all__ = [
+    "CallableEmbedder",
+    "EmbeddedColumn",
+    "Embedder",
+    "EmbeddingSpec",
+    "Fingerprint",
+    "Model",
+    "SourceText",
+    "embedded_columns",
+    "embedding_column",
+    "fingerprint",
+]

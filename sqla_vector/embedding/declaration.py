@@ -1,0 +1,232 @@
+"""Which text feeds which vector: ``embedding_column()``, and what a mapped class makes of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Column, event
+from sqlalchemy.orm import ColumnProperty, MappedColumn, Mapper, RelationshipProperty, mapped_column
+
+from sqla_vector.embedding.fingerprint import Fingerprint, Model, fingerprint
+from sqla_vector.embedding.source import SourceText, clean
+from sqla_vector.exc import InvalidDeclaration, InvalidOption
+from sqla_vector.types import VectorType
+
+__all__ = ["PRIVATE", "Dependency", "EmbeddedColumn", "EmbeddingSpec", "embedded_columns", "embedding_column"]
+
+When = Literal["flush", "worker"]
+
+PRIVATE: Final = "private"
+"""Key of ``Column.info``: the column's text must not leave without passing a ``redact`` function."""
+
+_SPEC: Final = "embedding"
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """What :func:`embedding_column` declares, kept in ``Column.info["embedding"]``."""
+
+    source: SourceText
+    embedder: str
+    when: When
+    fingerprint: str | None
+    redact: Callable[[str], str] | None
+
+
+def embedding_column(
+    type_: VectorType[Any],
+    *,
+    source: str | Sequence[str] | Callable[[Any], str | None],
+    embedder: str,
+    when: When = "flush",
+    fingerprint: str | None = None,
+    depends_on: Sequence[str] = (),
+    template: str | None = None,
+    redact: Callable[[str], str] | None = None,
+    **options: Any,
+) -> MappedColumn[Any]:
+    r"""Declare a vector column that follows a text.
+
+    ::
+
+        embedding: Mapped[np.ndarray | None] = embedding_column(
+            Vector(384), source=("title", "body"), embedder="minilm")
+        embedding_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+
+    Args:
+        type_: the column's type, with a dimension.
+        source: the attributes that make the text, also of related rows (``"author.name"``), joined by a blank
+            line; or a function from the entity to its text, with ``depends_on``.  A row whose attributes are all
+            None or white space has no text, and NULL for its vector.
+        embedder: the name under which the embedder is given to ``track()`` and to the worker.
+        when: ``flush`` embeds in one call as the session flushes; ``worker`` leaves it to a worker.
+        fingerprint: the attribute of the :class:`Fingerprint` column; by default this column's name and
+            ``_fingerprint``.
+        depends_on: the attributes that a ``source`` function reads.
+        template: the text with names of ``source`` in braces: ``"{title}\n\n{body}"``.
+        redact: is given each text before it leaves and returns what may be known of it.  Needed where a source
+            column is marked private: ``mapped_column(info={"private": True})``.
+        **options: those of :func:`sqlalchemy.orm.mapped_column`.
+
+    Raises:
+        InvalidOption: an option is none, or contradicts another.  What only the model can show is checked when
+            mappers are configured, as :class:`InvalidDeclaration`.
+    """
+    if not isinstance(type_, VectorType) or type_.dim is None:
+        raise InvalidOption(
+            f"embedding_column() takes a vector type with a dimension, such as Vector(384), got {type_!r}"
+        )
+    if not isinstance(embedder, str) or not embedder:
+        raise InvalidOption(f"embedder= is the name under which track() is given the embedder, got {embedder!r}")
+    if when not in ("flush", "worker"):
+        raise InvalidOption(f'when= is "flush" or "worker", got {when!r}')
+    if redact is not None and not callable(redact):
+        raise InvalidOption(f"redact= is a function from text to text, got {redact!r}")
+    if fingerprint is not None and (not isinstance(fingerprint, str) or not fingerprint.isidentifier()):
+        raise InvalidOption(f"fingerprint= is the name of an attribute, got {fingerprint!r}")
+    text = SourceText.of(source, depends_on, template)
+    spec = EmbeddingSpec(text, embedder, when, fingerprint, redact)
+    info = {**(options.pop("info", None) or {}), _SPEC: spec, "source": text}
+    _validate_as_mappers_configure()
+    return mapped_column(type_, info=info, **options)
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """An attribute that a text is made of."""
+
+    path: tuple[str, ...]
+    """The relationships that lead to it."""
+    mapper: Mapper[Any]
+    """The class that has it."""
+    key: str
+
+
+@dataclass(frozen=True)
+class EmbeddedColumn:
+    """An embedded column of a mapped class."""
+
+    mapper: Mapper[Any]
+    key: str
+    """The vector's attribute."""
+    fingerprint_key: str
+    column: Column[Any]
+    fingerprint_column: Column[Any]
+    spec: EmbeddingSpec
+    dependencies: tuple[Dependency, ...]
+
+    def __str__(self) -> str:
+        return f"{self.mapper.class_.__name__}.{self.key}"
+
+    def text_of(self, entity: object) -> str | None:
+        """Return what may be known of an entity's text, None if it has none."""
+        text = self.spec.source(entity)
+        return text if text is None or self.spec.redact is None else clean(self.spec.redact(text))
+
+    def fingerprint_of(self, entity: object, model: Model) -> str | None:
+        """Return the fingerprint that the entity's vector must have."""
+        return fingerprint(model, self.text_of(entity))
+
+
+_CONFIGURED: WeakKeyDictionary[Mapper[Any], tuple[EmbeddedColumn, ...]] = WeakKeyDictionary()
+
+
+def embedded_columns(mapper: Mapper[Any]) -> tuple[EmbeddedColumn, ...]:
+    """Return the embedded columns of a mapped class, inherited ones included.
+
+    Raises:
+        InvalidDeclaration: something is missing in the model.
+    """
+    found = _CONFIGURED.get(mapper)
+    if found is None:
+        found = _CONFIGURED[mapper] = tuple(_embedded(mapper))
+    return found
+
+
+@functools.cache
+def _validate_as_mappers_configure() -> None:
+    """Listen from the first declaration on; importing the package listens to nothing."""
+
+    @event.listens_for(Mapper, "mapper_configured")
+    def configured(mapper: Mapper[Any], class_: type[Any]) -> None:
+        for _ in _embedded(mapper):
+            pass
+
+
+def _embedded(mapper: Mapper[Any]) -> Iterator[EmbeddedColumn]:
+    for prop in mapper.iterate_properties:
+        if not isinstance(prop, ColumnProperty) or not isinstance(prop.columns[0], Column):
+            continue
+        column = prop.columns[0]
+        spec = column.info.get(_SPEC)
+        if isinstance(spec, EmbeddingSpec):
+            yield _checked(mapper, prop.key, column, spec)
+
+
+def _checked(mapper: Mapper[Any], key: str, column: Column[Any], spec: EmbeddingSpec) -> EmbeddedColumn:
+    where = f"{mapper.class_.__name__}.{key}"
+    fingerprint_key = spec.fingerprint or f"{key}_fingerprint"
+    beside = _column(mapper, fingerprint_key)
+    if beside is None or not isinstance(beside.type, Fingerprint):
+        raise InvalidDeclaration(
+            f"{where} needs a column that says which text and model its vector is of; add to the class:\n"
+            f"    {fingerprint_key}: Mapped[str | None] = mapped_column(Fingerprint())"
+        )
+    if not beside.nullable or not column.nullable:
+        name = key if not column.nullable else fingerprint_key
+        raise InvalidDeclaration(
+            f"{mapper.class_.__name__}.{name} must take NULL, for rows without text and rows still to be embedded; "
+            f"write Mapped[... | None], or nullable=True"
+        )
+    if beside.table is not column.table:
+        raise InvalidDeclaration(f"{where} and {fingerprint_key} must be columns of one table, to be written together")
+    dependencies = tuple(_dependency(mapper, path, where) for path in spec.source.paths)
+    hidden = [d for d in dependencies if _is_private(d)]
+    if hidden and spec.redact is None:
+        raise InvalidDeclaration(
+            f"{where}: {'.'.join((*hidden[0].path, hidden[0].key))} is marked private, so its text may not leave as it "
+            "is; give embedding_column() redact=, a function that returns what may be known of it"
+        )
+    return EmbeddedColumn(mapper, key, fingerprint_key, column, beside, spec, dependencies)
+
+
+def _column(mapper: Mapper[Any], key: str) -> Column[Any] | None:
+    prop = mapper._props.get(key)  # .attrs would configure mappers, which is what is going on
+    if isinstance(prop, ColumnProperty) and isinstance(prop.columns[0], Column):
+        return prop.columns[0]
+    return None
+
+
+def _dependency(mapper: Mapper[Any], path: str, where: str) -> Dependency:
+    *relations, key = path.split(".")
+    owner = mapper
+    for name in relations:
+        prop = owner._props.get(name)
+        if not isinstance(prop, RelationshipProperty):
+            raise InvalidDeclaration(f"{where}: source {path!r}: {owner.class_.__name__}.{name} is no relationship")
+        if prop.uselist:
+            raise InvalidDeclaration(
+                f"{where}: source {path!r}: {owner.class_.__name__}.{name} is a collection; give a function as source, "
+                f"with depends_on=({name!r}, ...)"
+            )
+        owner = prop.mapper
+    if _column(owner, key) is None and not (relations == [] and _is_collection(owner, key)):
+        have = ", ".join(sorted(k for k, p in owner._props.items() if isinstance(p, ColumnProperty)))
+        raise InvalidDeclaration(
+            f"{where}: source {path!r}: {owner.class_.__name__}.{key} is no mapped column, so that its changes cannot "
+            f"be noticed; columns are {have}"
+        )
+    return Dependency(tuple(relations), owner, key)
+
+
+def _is_collection(mapper: Mapper[Any], key: str) -> bool:
+    return isinstance(mapper._props.get(key), RelationshipProperty)
+
+
+def _is_private(dependency: Dependency) -> bool:
+    column = _column(dependency.mapper, dependency.key)
+    return column is not None and bool(column.info.get(PRIVATE))
