@@ -209,8 +209,8 @@ def search(session: Session, stmt: Select[Any]) -> list[Hit[Any]]:
 
 async def asearch(session: AsyncSession, stmt: Select[Any]) -> list[Hit[Any]]:
     """Return the same as :func:`search`, on an AsyncSession."""
-    criterion = criterion_of(stmt)
-    return [_hit(row, criterion) for row in (await session.execute(stmt)).unique()]
+    # In a greenlet as a whole: the source text may be that of a related row, which is loaded then.
+    return await session.run_sync(search, stmt)
 
 
 def criterion_of(stmt: Select[Any]) -> NearestCriterion:
@@ -236,10 +236,16 @@ def _hit(row: Any, criterion: NearestCriterion) -> Hit[Any]:
 
 def _source_text(entity: object, column: ColumnElement[Any]) -> str | None:
     source = getattr(column, "info", {}).get("source")
-    if source is None or inspect(entity, raiseerr=False) is None:
+    state = inspect(entity, raiseerr=False)
+    if source is None or state is None:
+        return None
+    # What a column of an alias is of. An entity of another class, joined to the vector's, has not its attributes.
+    tables = {base.table for base in column.base_columns}
+    if tables.isdisjoint(state.mapper.tables):
         return None
     if callable(source):
-        return str(source(entity))
+        text = source(entity)
+        return None if text is None else str(text)
     names = (source,) if isinstance(source, str) else source
     return "\n\n".join(str(part) for name in names if (part := getattr(entity, name, None)) is not None)
 

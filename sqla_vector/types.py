@@ -56,6 +56,9 @@ class DialectSupport(Protocol):
     def begin(self, connection: Connection) -> None:
         """Make sure that a transaction is open in the database, so that a savepoint is inside it."""
 
+    def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
+        """Have the statements of a connection wait a tenth of a second for a lock at most, up to its next commit."""
+
     def insert_batches(
         self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]
     ) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Column, PrimaryKeyConstraint, TypeDecorator, UniqueConstr
 from sqla_vector.alembic import ops
 from sqla_vector.alembic.definition import IndexDefinition
 from sqla_vector.dialects.migration import BuildOptions
+from sqla_vector.embedding import Fingerprint
 from sqla_vector.types import VectorType
 
 __all__ = ["render_item"]
@@ -19,6 +20,9 @@ __all__ = ["render_item"]
 
 def render_item(type_: str, object_: Any, autogen_context: Any) -> str | bool:
     """Render the types of this package, with their import; False leaves everything else to Alembic."""
+    if type_ == "type" and type(object_) is Fingerprint:
+        autogen_context.imports.add("import sqla_vector.embedding")
+        return "sqla_vector.embedding.Fingerprint()"
     if type_ != "type" or not _is_vector(object_):
         return False
     module = type(object_).__module__

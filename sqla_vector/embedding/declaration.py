@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column, event
+from sqlalchemy import Column, event, inspect
 from sqlalchemy.orm import ColumnProperty, MappedColumn, Mapper, RelationshipProperty, mapped_column
 
 from sqla_vector.embedding.fingerprint import Fingerprint, Model, fingerprint
-from sqla_vector.embedding.source import SourceText, clean
+from sqla_vector.embedding.source import SourceText
 from sqla_vector.exc import InvalidDeclaration, InvalidOption
 from sqla_vector.types import VectorType
 
@@ -34,7 +34,6 @@ class EmbeddingSpec:
     embedder: str
     when: When
     fingerprint: str | None
-    redact: Callable[[str], str] | None
 
 
 def embedding_column(
@@ -46,7 +45,7 @@ def embedding_column(
     fingerprint: str | None = None,
     depends_on: Sequence[str] = (),
     template: str | None = None,
-    redact: Callable[[str], str] | None = None,
+    redact: Callable[[str], str | None] | None = None,
     **options: Any,
 ) -> MappedColumn[Any]:
     r"""Declare a vector column that follows a text.
@@ -80,16 +79,18 @@ def embedding_column(
         raise InvalidOption(
             f"embedding_column() takes a vector type with a dimension, such as Vector(384), got {type_!r}"
         )
+    if type_.kind == "bit":
+        raise InvalidOption(
+            'embedders make numbers, not bits; declare Vector(n), and an index with precision="binary" over it'
+        )
     if not isinstance(embedder, str) or not embedder:
         raise InvalidOption(f"embedder= is the name under which track() is given the embedder, got {embedder!r}")
     if when not in ("flush", "worker"):
         raise InvalidOption(f'when= is "flush" or "worker", got {when!r}')
-    if redact is not None and not callable(redact):
-        raise InvalidOption(f"redact= is a function from text to text, got {redact!r}")
     if fingerprint is not None and (not isinstance(fingerprint, str) or not fingerprint.isidentifier()):
         raise InvalidOption(f"fingerprint= is the name of an attribute, got {fingerprint!r}")
-    text = SourceText.of(source, depends_on, template)
-    spec = EmbeddingSpec(text, embedder, when, fingerprint, redact)
+    text = SourceText.of(source, depends_on, template, redact)
+    spec = EmbeddingSpec(text, embedder, when, fingerprint)
     info = {**(options.pop("info", None) or {}), _SPEC: spec, "source": text}
     _validate_as_mappers_configure()
     return mapped_column(type_, info=info, **options)
@@ -124,8 +125,7 @@ class EmbeddedColumn:
 
     def text_of(self, entity: object) -> str | None:
         """Return what may be known of an entity's text, None if it has none."""
-        text = self.spec.source(entity)
-        return text if text is None or self.spec.redact is None else clean(self.spec.redact(text))
+        return self.spec.source(entity)
 
     def fingerprint_of(self, entity: object, model: Model) -> str | None:
         """Return the fingerprint that the entity's vector must have."""
@@ -135,12 +135,17 @@ class EmbeddedColumn:
 _CONFIGURED: WeakKeyDictionary[Mapper[Any], tuple[EmbeddedColumn, ...]] = WeakKeyDictionary()
 
 
-def embedded_columns(mapper: Mapper[Any]) -> tuple[EmbeddedColumn, ...]:
+def embedded_columns(entity: type[Any] | Mapper[Any]) -> tuple[EmbeddedColumn, ...]:
     """Return the embedded columns of a mapped class, inherited ones included.
 
     Raises:
         InvalidDeclaration: something is missing in the model.
+        InvalidOption: it is no mapped class.
     """
+    mapper = inspect(entity, raiseerr=False)
+    if not isinstance(mapper, Mapper):
+        raise InvalidOption(f"embedded columns are those of a mapped class, got {entity!r}")
+    mapper.registry.configure(cascade=True)
     found = _CONFIGURED.get(mapper)
     if found is None:
         found = _CONFIGURED[mapper] = tuple(_embedded(mapper))
@@ -150,21 +155,46 @@ def embedded_columns(mapper: Mapper[Any]) -> tuple[EmbeddedColumn, ...]:
 @functools.cache
 def _validate_as_mappers_configure() -> None:
     """Listen from the first declaration on; importing the package listens to nothing."""
+    incomplete: WeakKeyDictionary[Mapper[Any], None] = WeakKeyDictionary()
 
     @event.listens_for(Mapper, "mapper_configured")
     def configured(mapper: Mapper[Any], class_: type[Any]) -> None:
-        for _ in _embedded(mapper):
-            pass
+        for column in _declared(mapper):
+            source = column.spec.source
+            if source.function is None and not any("." in path for path in source.paths):
+                _with_dependencies(column)
+            else:
+                # A relationship may be the backref of one whose class is not configured yet.
+                incomplete[mapper] = None
+
+    @event.listens_for(Mapper, "after_configured")
+    def all_configured() -> None:
+        while incomplete:
+            mapper, _ = incomplete.popitem()
+            for _ in _embedded(mapper):
+                pass
 
 
 def _embedded(mapper: Mapper[Any]) -> Iterator[EmbeddedColumn]:
-    for prop in mapper.iterate_properties:
-        if not isinstance(prop, ColumnProperty) or not isinstance(prop.columns[0], Column):
-            continue
-        column = prop.columns[0]
-        spec = column.info.get(_SPEC)
-        if isinstance(spec, EmbeddingSpec):
-            yield _checked(mapper, prop.key, column, spec)
+    return (_with_dependencies(column) for column in _declared(mapper))
+
+
+def _declared(mapper: Mapper[Any]) -> list[EmbeddedColumn]:
+    """Return the embedded columns as far as the class itself tells, without what their texts depend on."""
+    found: list[EmbeddedColumn] = []
+    for key, prop in mapper._props.items():  # .attrs would configure mappers, which is what is going on
+        column = prop.columns[0] if isinstance(prop, ColumnProperty) else None
+        spec = column.info.get(_SPEC) if isinstance(column, Column) else None
+        if isinstance(column, Column) and isinstance(spec, EmbeddingSpec):
+            found.append(_checked(mapper, key, column, spec))
+    for before, column_ in enumerate(found):
+        for other in found[:before]:
+            if other.fingerprint_column is column_.fingerprint_column:
+                raise InvalidDeclaration(
+                    f"{column_}: {column_.fingerprint_key} is the fingerprint of {other.key} already; "
+                    "each vector has one of its own"
+                )
+    return found
 
 
 def _checked(mapper: Mapper[Any], key: str, column: Column[Any], spec: EmbeddingSpec) -> EmbeddedColumn:
@@ -184,47 +214,53 @@ def _checked(mapper: Mapper[Any], key: str, column: Column[Any], spec: Embedding
         )
     if beside.table is not column.table:
         raise InvalidDeclaration(f"{where} and {fingerprint_key} must be columns of one table, to be written together")
-    dependencies = tuple(_dependency(mapper, path, where) for path in spec.source.paths)
+    return EmbeddedColumn(mapper, key, fingerprint_key, column, beside, spec, ())
+
+
+def _with_dependencies(embedded: EmbeddedColumn) -> EmbeddedColumn:
+    spec, where = embedded.spec, str(embedded)
+    made = spec.source.function is not None
+    dependencies = tuple(_dependency(embedded.mapper, path, where, made) for path in spec.source.paths)
     hidden = [d for d in dependencies if _is_private(d)]
-    if hidden and spec.redact is None:
+    if hidden and spec.source.redact is None:
         raise InvalidDeclaration(
             f"{where}: {'.'.join((*hidden[0].path, hidden[0].key))} is marked private, so its text may not leave as it "
             "is; give embedding_column() redact=, a function that returns what may be known of it"
         )
-    return EmbeddedColumn(mapper, key, fingerprint_key, column, beside, spec, dependencies)
+    return replace(embedded, dependencies=dependencies)
 
 
 def _column(mapper: Mapper[Any], key: str) -> Column[Any] | None:
-    prop = mapper._props.get(key)  # .attrs would configure mappers, which is what is going on
+    prop = mapper._props.get(key)
     if isinstance(prop, ColumnProperty) and isinstance(prop.columns[0], Column):
         return prop.columns[0]
     return None
 
 
-def _dependency(mapper: Mapper[Any], path: str, where: str) -> Dependency:
+def _dependency(mapper: Mapper[Any], path: str, where: str, by_function: bool) -> Dependency:
+    """Find the attribute at a path; only a function makes a text of a collection, or of a related row as such."""
     *relations, key = path.split(".")
     owner = mapper
     for name in relations:
         prop = owner._props.get(name)
         if not isinstance(prop, RelationshipProperty):
             raise InvalidDeclaration(f"{where}: source {path!r}: {owner.class_.__name__}.{name} is no relationship")
-        if prop.uselist:
+        if prop.uselist and not by_function:
             raise InvalidDeclaration(
                 f"{where}: source {path!r}: {owner.class_.__name__}.{name} is a collection; give a function as source, "
-                f"with depends_on=({name!r}, ...)"
+                f"with depends_on=({path!r}, ...)"
             )
         owner = prop.mapper
-    if _column(owner, key) is None and not (relations == [] and _is_collection(owner, key)):
+    column = _column(owner, key)
+    if column is None and not (by_function and isinstance(owner._props.get(key), RelationshipProperty)):
         have = ", ".join(sorted(k for k, p in owner._props.items() if isinstance(p, ColumnProperty)))
         raise InvalidDeclaration(
             f"{where}: source {path!r}: {owner.class_.__name__}.{key} is no mapped column, so that its changes cannot "
             f"be noticed; columns are {have}"
         )
+    if column is not None and isinstance(column.type, (VectorType, Fingerprint)):
+        raise InvalidDeclaration(f"{where}: source {path!r} is a vector or a fingerprint, of which no text is made")
     return Dependency(tuple(relations), owner, key)
-
-
-def _is_collection(mapper: Mapper[Any], key: str) -> bool:
-    return isinstance(mapper._props.get(key), RelationshipProperty)
 
 
 def _is_private(dependency: Dependency) -> bool:

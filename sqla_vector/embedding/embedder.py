@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from sqla_vector.embedding.fingerprint import Model
-from sqla_vector.exc import EmbedderError, InvalidOption, VectorError
+from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption
 from sqla_vector.values import as_matrix
 
 __all__ = ["CallableEmbedder", "Embedder", "aembed", "checked", "embed", "model_of"]
@@ -85,44 +86,58 @@ def model_of(embedder: Embedder) -> Model:
     return Model(embedder.name, embedder.version)
 
 
+_LOOP: ContextVar[asyncio.AbstractEventLoop | None] = ContextVar("sqla_vector_loop", default=None)
+"""The event loop that waits for the thread in which an embedder runs."""
+
+
 def embed(embedder: Embedder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Return the vectors of texts, float32 of shape (len(texts), dimensions), checked.
 
-    An asynchronous embedder is awaited: in the event loop of the AsyncSession that is flushing, or in one of its own.
+    In the greenlet of an AsyncSession the event loop goes on meanwhile, as with :func:`aembed`.  Elsewhere an
+    asynchronous embedder is awaited in an event loop of its own.
+
+    Args:
+        embedder: makes the vectors.
+        texts: any number of texts.
 
     Raises:
-        EmbedderError: the embedder failed, or answered with the wrong number of vectors, the wrong dimension, NaN
-            or infinity.  Nothing of such an answer is used.
+        EmbedderUnavailable: the embedder cannot be reached or has no capacity now.
+        EmbedderError: it failed, or answered with the wrong number of vectors, the wrong dimension, NaN or
+            infinity.  Nothing of such an answer is used.  Also: it is asynchronous, and this is called from a
+            coroutine, which has :func:`aembed`.
     """
-    if not texts:
+    if _in_greenlet():
+        return await_only(aembed(embedder, texts))
+    wanted = _listed(texts)
+    if not wanted:
         return np.empty((0, embedder.dimensions), np.float32)
     try:
-        answer = embedder.embed(list(texts))
+        answer = embedder.embed(wanted)
         if inspect.isawaitable(answer):
-            answer = _wait(answer)
-    except VectorError:
-        raise
+            answer = _wait(answer, embedder.name)
     except Exception as error:
-        raise EmbedderError(f"the embedder {embedder.name} failed: {type(error).__name__}: {error}") from error
-    return checked(embedder, answer, len(texts))
+        raise _failure(embedder, error) from error
+    return checked(embedder, answer, len(wanted))
 
 
 async def aembed(embedder: Embedder, texts: Sequence[str]) -> NDArray[np.float32]:
     """Return the same as :func:`embed`; an embedder that is not asynchronous runs in a thread."""
-    if not texts:
+    wanted = _listed(texts)
+    if not wanted:
         return np.empty((0, embedder.dimensions), np.float32)
+    token = _LOOP.set(asyncio.get_running_loop())
     try:
         if inspect.iscoroutinefunction(embedder.embed):
-            answer = await embedder.embed(list(texts))
+            answer = await embedder.embed(wanted)
         else:
-            answer = await asyncio.to_thread(embedder.embed, list(texts))
+            answer = await asyncio.to_thread(embedder.embed, wanted)
             if inspect.isawaitable(answer):
                 answer = await answer
-    except VectorError:
-        raise
     except Exception as error:
-        raise EmbedderError(f"the embedder {embedder.name} failed: {type(error).__name__}: {error}") from error
-    return checked(embedder, answer, len(texts))
+        raise _failure(embedder, error) from error
+    finally:
+        _LOOP.reset(token)
+    return checked(embedder, answer, len(wanted))
 
 
 def checked(embedder: Embedder, answer: Any, count: int) -> NDArray[np.float32]:
@@ -130,18 +145,49 @@ def checked(embedder: Embedder, answer: Any, count: int) -> NDArray[np.float32]:
     where = f"the embedder {embedder.name}"
     try:
         matrix = as_matrix(answer, embedder.dimensions, where)
-    except VectorError as error:
+    except Exception as error:  # the answer may be anything, and fail in any way when it is looked at
         raise EmbedderError(f"{where} gave what are no vectors: {error}") from error
     if len(matrix) != count:
         raise EmbedderError(f"{where} was given {count:,} texts and gave {len(matrix):,} vectors")
     return matrix
 
 
-def _wait(answer: Awaitable[Any]) -> Any:
-    if in_greenlet():
-        return await_only(answer)
+def _listed(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise InvalidOption("texts are embedded in a list; for one text give [text]")
+    return list(texts)
 
+
+def _failure(embedder: Embedder, error: Exception) -> EmbedderError:
+    if isinstance(error, EmbedderError):
+        return error
+    # Python's own errors of a lost connection and of a time limit say nothing about the texts.
+    kind = EmbedderUnavailable if isinstance(error, (ConnectionError, TimeoutError)) else EmbedderError
+    return kind(f"the embedder {embedder.name} failed: {type(error).__name__}: {error}")
+
+
+def _wait(answer: Awaitable[Any], name: str) -> Any:
     async def run() -> Any:
         return await answer
 
-    return asyncio.run(run())
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        loop = _LOOP.get()
+        if loop is None:
+            return asyncio.run(run())
+        # In the thread of aembed(), below a wrapper such as a cache: clients belong to the loop that they began in.
+        return asyncio.run_coroutine_threadsafe(run(), loop).result()
+    if inspect.iscoroutine(answer):
+        answer.close()
+    raise EmbedderError(
+        f"the embedder {name} is asynchronous and embed() was called from a coroutine, where it cannot wait; "
+        "use await aembed(), or an AsyncSession"
+    )
+
+
+def _in_greenlet() -> bool:
+    try:
+        return in_greenlet()
+    except ImportError:  # without greenlet there is no AsyncSession either
+        return False

@@ -21,6 +21,11 @@ _NAME: Final = re.compile(r"[^\s@]+\Z")
 _VERSION: Final = re.compile(r"[^\s@:]+\Z")
 
 
+def _is_valid(part: object, pattern: re.Pattern[str], longest: int) -> bool:
+    # Printable: databases refuse NUL and lone surrogates.
+    return isinstance(part, str) and bool(pattern.match(part)) and part.isprintable() and len(part) <= longest
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """An embedding model, as it is written into fingerprints: ``name@version``.
@@ -33,13 +38,14 @@ class Model:
     version: str
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.match(self.name) or len(self.name) > _MAX_NAME:
+        if not _is_valid(self.name, _NAME, _MAX_NAME):
             raise InvalidOption(
-                f"a model's name has 1 to {_MAX_NAME} characters, without white space and @, got {self.name!r}"
+                f"a model's name has 1 to {_MAX_NAME} printable characters, without white space and @, "
+                f"got {self.name!r}"
             )
-        if not isinstance(self.version, str) or not _VERSION.match(self.version) or len(self.version) > _MAX_VERSION:
+        if not _is_valid(self.version, _VERSION, _MAX_VERSION):
             raise InvalidOption(
-                f"a model's version has 1 to {_MAX_VERSION} characters, without white space, @ and :, "
+                f"a model's version has 1 to {_MAX_VERSION} printable characters, without white space, @ and :, "
                 f"got {self.version!r}"
             )
 

@@ -14,12 +14,15 @@ __all__ = ["SEPARATOR", "SourceText", "clean"]
 SEPARATOR: Final = "\n\n"
 """What stands between the parts of a text made of several attributes."""
 
+_CONVERSIONS: Final[dict[str | None, Callable[[Any], Any]]] = {None: lambda value: value, "s": str, "r": repr}
+
 
 @dataclass(frozen=True)
 class SourceText:
     """How the text of a row is made; called with an entity.
 
-    A row without text, where every part is None or white space, has the text None, and its vector is NULL.
+    A part that is None or white space is left out.  A row without any part has the text None, and its vector is
+    NULL.
     """
 
     paths: tuple[str, ...]
@@ -28,22 +31,25 @@ class SourceText:
     """The text with the attributes' names in braces; without one the parts are joined by a blank line."""
     function: Callable[[Any], str | None] | None = None
     """Makes the text from the entity instead."""
+    redact: Callable[[str], str | None] | None = None
+    """Is given the text and returns what may be known of it."""
 
     def __call__(self, entity: object) -> str | None:
-        """Return the text of an entity, None if it has none.
+        """Return what may be known of the text of an entity, None if it has none.
 
         Raises:
             InvalidText: the text is no string, or none that can be encoded.
         """
-        if self.function is not None:
-            return clean(self.function(entity))
-        parts = {path: _value(entity, path) for path in self.paths}
-        if all(part is None or not str(part).strip() for part in parts.values()):
+        text = clean(self.function(entity) if self.function is not None else self._from_attributes(entity))
+        return text if text is None or self.redact is None else clean(self.redact(text))
+
+    def _from_attributes(self, entity: object) -> str | None:
+        parts = {path: _part(entity, path) for path in self.paths}
+        if all(part is None for part in parts.values()):
             return None
         if self.template is None:
-            return clean(SEPARATOR.join(str(part) for part in parts.values() if part is not None))
-        filled = {path.replace(".", "_"): "" if part is None else part for path, part in parts.items()}
-        return clean(_in_fields(self.template).format_map(filled))
+            return SEPARATOR.join(str(part) for part in parts.values() if part is not None)
+        return _filled(self.template, parts)
 
     @classmethod
     def of(
@@ -51,12 +57,15 @@ class SourceText:
         source: str | Sequence[str] | Callable[[Any], str | None],
         depends_on: Sequence[str] = (),
         template: str | None = None,
+        redact: Callable[[str], str | None] | None = None,
     ) -> SourceText:
         """Return the source for what a user declares.
 
         Raises:
             InvalidOption: the declaration contradicts itself.
         """
+        if redact is not None and not callable(redact):
+            raise InvalidOption(f"redact= is a function from text to text, got {redact!r}")
         if callable(source):
             if not depends_on:
                 raise InvalidOption(
@@ -65,17 +74,17 @@ class SourceText:
                 )
             if template is not None:
                 raise InvalidOption("template= fills in attributes; a function makes the whole text by itself")
-            return cls(_paths(depends_on, "depends_on"), function=source)
+            return cls(_paths(depends_on, "depends_on"), function=source, redact=redact)
         if depends_on:
             raise InvalidOption("depends_on= belongs to a source that is a function; attributes name themselves")
         paths = _paths(source, "source")
         if template is not None:
             _check_template(template, paths)
-        return cls(paths, template)
+        return cls(paths, template, redact=redact)
 
 
-def _paths(given: str | Sequence[str], what: str) -> tuple[str, ...]:
-    paths = (given,) if isinstance(given, str) else tuple(given)
+def _paths(given: object, what: str) -> tuple[str, ...]:
+    paths = tuple(given) if isinstance(given, (list, tuple)) else (given,)
     if not paths:
         raise InvalidOption(f"{what} names no attribute")
     for path in paths:
@@ -86,41 +95,51 @@ def _paths(given: str | Sequence[str], what: str) -> tuple[str, ...]:
     return paths
 
 
-def _check_template(template: str, paths: tuple[str, ...]) -> None:
+def _check_template(template: object, paths: tuple[str, ...]) -> None:
+    if not isinstance(template, str):
+        raise InvalidOption(f"template= is a text with attributes in braces, got {template!r}")
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise InvalidOption(f"template {template!r} cannot be read: {error}") from error
-    unknown = sorted(set(fields) - set(paths))
-    if unknown:
-        raise InvalidOption(f"template has {{{unknown[0]}}}, which source does not name; it names {', '.join(paths)}")
-    unused = sorted(set(paths) - set(fields))
+    names = {name for _, name, _, _ in parsed if name is not None}
+    for _, name, spec, conversion in parsed:
+        if name is not None and name not in paths:
+            raise InvalidOption(f"template has {{{name}}}, which source does not name; it names {', '.join(paths)}")
+        if conversion not in _CONVERSIONS or "{" in (spec or ""):
+            raise InvalidOption(f"template formats {name} in a way that is not known here; write {{{name}}}")
+    unused = sorted(set(paths) - names)
     if unused:
         raise InvalidOption(f"source names {unused[0]}, which the template does not use")
 
 
-def _in_fields(template: str) -> str:
-    """Return a template whose fields are plain names: ``{author.name}`` would be an attribute of ``author``."""
+def _filled(template: str, parts: dict[str, Any]) -> str:
+    # Not str.format(): it would take {author.name} for an attribute of ``author``, and fail on None with a format.
     written = []
     for literal, name, spec, conversion in string.Formatter().parse(template):
-        written.append(literal.replace("{", "{{").replace("}", "}}"))
-        if name is not None:
-            suffix = f"!{conversion}" if conversion else ""
-            written.append(f"{{{name.replace('.', '_')}{suffix}{f':{spec}' if spec else ''}}}")
+        written.append(literal)
+        if name is not None and parts[name] is not None:
+            try:
+                written.append(format(_CONVERSIONS[conversion](parts[name]), spec or ""))
+            except (TypeError, ValueError) as error:
+                raise InvalidText(f"{name} cannot be written as the template {template!r} says: {error}") from None
     return "".join(written)
 
 
-def _value(entity: object, path: str) -> Any:
+def _part(entity: object, path: str) -> Any:
+    """Return the value at a path, None if there is none or nothing to be seen in it."""
     value: Any = entity
     for name in path.split("."):
         if value is None:
             return None
         value = getattr(value, name)
-    return value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise InvalidText(f"{path} holds bytes, which are no text; give a function as source that decodes them")
+    return None if value is None or not str(value).strip() else value
 
 
 def clean(text: object) -> str | None:
-    """Return a text that can be hashed, stored and sent; None for one without a visible character.
+    """Return a text that can be hashed and sent; None for one without a visible character.
 
     Raises:
         InvalidText: it is no string, or has a lone surrogate.

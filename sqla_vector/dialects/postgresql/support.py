@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from numpy.typing import NDArray
@@ -69,6 +69,10 @@ class PostgreSQLSupport:
 
     def begin(self, connection: Connection) -> None:
         """Every driver's connection is in a transaction already."""
+
+    def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")
+        return nullcontext()
 
     def insert_batches(
         self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]

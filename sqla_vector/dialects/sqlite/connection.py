@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -10,7 +11,7 @@ from sqlalchemy.engine import Connection
 from sqla_vector.dialects.settings import Settings
 from sqla_vector.dialects.sqlite.functions import AGGREGATES, FUNCTIONS, STAND_INS
 
-__all__ = ["RawConnection", "begin", "is_prepared", "prepare"]
+__all__ = ["RawConnection", "begin", "brief_lock_wait", "is_prepared", "prepare"]
 
 
 class RawConnection:
@@ -88,6 +89,18 @@ def begin(connection: Connection, *, to_write: bool = False) -> None:
     raw = RawConnection(connection.connection.dbapi_connection)
     if not raw.in_transaction and not raw.commits_itself:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if to_write else "BEGIN")
+
+
+@contextmanager
+def brief_lock_wait(connection: Connection) -> Iterator[None]:
+    """Have a connection wait 100 ms at most for another's transaction to end, and then as long as before."""
+    raw = RawConnection(connection.connection.dbapi_connection)
+    ((before,),) = raw.rows("PRAGMA busy_timeout")
+    raw.rows(f"PRAGMA busy_timeout = {min(int(before), 100)}")
+    try:
+        yield
+    finally:
+        raw.rows(f"PRAGMA busy_timeout = {int(before)}")
 
 
 def is_prepared(connection: RawConnection) -> bool:

@@ -16,7 +16,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqla_vector.dialects.migration import MigrationSupport
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import RawConnection, begin, is_prepared, prepare
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin, brief_lock_wait, is_prepared, prepare
 from sqla_vector.dialects.sqlite.dialect import adapt, refresh_vec0_tables, restore
 from sqla_vector.dialects.sqlite.explain import explain, served_by, why_unused
 from sqla_vector.dialects.sqlite.types import SQLiteVector
@@ -72,6 +72,9 @@ class SQLiteSupport:
     def begin(self, connection: Connection) -> None:
         # A savepoint opened outside a transaction would commit when released.
         begin(connection)
+
+    def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
+        return brief_lock_wait(connection)
 
     def insert_batches(
         self, connection: Connection, table: Table, names: Sequence[str], batches: Iterable[tuple[int, list[Any]]]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import email.utils
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -13,7 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from sqla_vector.embedding.embedder import model_of
+from sqla_vector.embedding.embedder import checked, model_of
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, ExtensionMissing, InvalidOption
 from sqla_vector.schema import check_whole_number
 
@@ -24,8 +27,17 @@ logger = logging.getLogger("sqla_vector.embedding")
 _RETRIED: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Status codes that say nothing about the texts (RFC 9110; 529 is common for an overloaded model server)."""
 
+_CONFIGURATION: Final = frozenset({401, 402, 403, 404})
+"""Status codes of a wrong key, address or model, or of a bill: no text is wrong, and asking again does not help."""
+
 _SHOWN: Final = 300
 """Characters of an error's body that a message shows."""
+
+_BYTES_PER_NUMBER: Final = 40
+"""What one number of a vector may take in an answer; a double written in full takes 24 and its comma and indent."""
+
+_OVERHEAD: Final = 1_000_000
+"""Bytes that an answer may have beside its numbers."""
 
 
 def estimate_tokens(text: str) -> int:
@@ -55,16 +67,20 @@ class HttpClient:
 
     Args:
         base_url: an ``http`` or ``https`` URL without user name and password.
-        headers: sent with every request; their values appear in no message and no log.
+        api_key: sent as a bearer token; it appears in no message and no log.
         timeout: seconds for one request, from connecting to the last byte read.
         attempts: how often a request is made at most.
-        max_wait: seconds to wait at most between two attempts, also if the server asks for more.
+        max_wait: seconds to wait at most between two attempts.  A server that asks for more is not asked again.
+
+    Raises:
+        ExtensionMissing: httpx is not installed.
+        InvalidOption: an option out of its range, a URL that cannot be one, a key that cannot be sent.
     """
 
-    def __init__(
-        self, base_url: str, *, headers: Mapping[str, str], timeout: float, attempts: int, max_wait: float
-    ) -> None:
+    def __init__(self, base_url: str, *, api_key: str | None, timeout: float, attempts: int, max_wait: float) -> None:
         self.base_url = _checked_url(base_url)
+        self._secret = _checked_key(api_key)
+        self._timeout = _positive(timeout, "timeout")
         self._attempts = check_whole_number(attempts, "attempts", 1, 100)
         self._max_wait = _positive(max_wait, "max_wait")
         try:
@@ -72,7 +88,10 @@ class HttpClient:
         except ImportError as error:
             raise ExtensionMissing("embedders over HTTP need httpx: pip install 'sqla-vector[http]'") from error
         self._httpx = httpx
-        self._client = httpx.Client(headers=dict(headers), timeout=_positive(timeout, "timeout"))
+        headers = {} if self._secret is None else {"Authorization": f"Bearer {self._secret}"}
+        self._client = httpx.Client(headers=headers, timeout=self._timeout)
+        # Whoever forgets close() leaves no open socket behind.
+        weakref.finalize(self, self._client.close)
 
     def __repr__(self) -> str:
         return f"HttpClient({self.base_url!r})"
@@ -81,48 +100,77 @@ class HttpClient:
         """Close the connections."""
         self._client.close()
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def post(self, path: str, body: Mapping[str, Any], max_bytes: int) -> Any:
         """Return the JSON of the answer.
 
+        Args:
+            path: what follows ``base_url``.
+            body: sent as JSON.
+            max_bytes: a longer answer is given up.
+
         Raises:
-            EmbedderUnavailable: no answer, or one that asks to try later, in every attempt.
-            EmbedderError: the server refused the request.
+            EmbedderUnavailable: no answer, or one that asks to try later, in every attempt; or the key, the address
+                or the model is refused.
+            EmbedderError: the server refused the request, or answered what is no JSON.
         """
         import tenacity
 
         def wait(state: Any) -> float:
-            error = state.outcome.exception()
-            asked = getattr(error, "retry_after", None)
-            return min(self._max_wait, asked if asked is not None else backoff(state))
+            asked = _asked(state)
+            return float(backoff(state)) if asked is None else asked
 
         backoff = tenacity.wait_random_exponential(multiplier=0.5, max=self._max_wait)
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._attempts),
+            stop=lambda state: state.attempt_number >= self._attempts or (_asked(state) or 0.0) > self._max_wait,
             wait=wait,
             retry=tenacity.retry_if_exception_type(EmbedderUnavailable),
             before_sleep=tenacity.before_sleep_log(logger, logging.INFO),
             reraise=True,
         )
-        return retrying(self._post, path, body)
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         url = f"{self.base_url}/{path}"
+        status, content = retrying(self._exchange, url, body, max_bytes)
+        if status in _CONFIGURATION:
+            raise EmbedderUnavailable(f"{url} refused the request, {status}: {self._shown(content)}")
+        if status != 200:
+            raise EmbedderError(f"{url} refused the request, {status}: {self._shown(content)}")
         try:
-            response = self._client.post(url, json=body)
-        except self._httpx.TimeoutException as error:
-            raise EmbedderUnavailable(f"{url} did not answer in time") from error
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            raise EmbedderError(f"{url} answered what is no JSON: {self._shown(content)}") from None
+
+    def _exchange(self, url: str, body: Mapping[str, Any], max_bytes: int) -> tuple[int, bytes]:
+        """Make a request; return the status and the answer if asking again would not help."""
+        problem, retry_after, status, content = "", None, 0, bytearray()
+        deadline = time.monotonic() + self._timeout
+        try:
+            with self._client.stream("POST", url, json=body) as response:
+                status = response.status_code
+                retry_after = _retry_after(response.headers.get("retry-after"))
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    # httpx limits the time between two chunks only.
+                    if len(content) > max_bytes or time.monotonic() > deadline:
+                        break
+        except self._httpx.TimeoutException:
+            problem = "did not answer in time"
         except self._httpx.HTTPError as error:
-            raise EmbedderUnavailable(f"{url} cannot be reached: {type(error).__name__}: {error}") from error
-        if response.status_code in _RETRIED:
-            raise EmbedderUnavailable(
-                f"{url} answered {response.status_code}", _retry_after(response.headers.get("retry-after"))
-            )
-        if response.status_code != 200:
-            raise EmbedderError(f"{url} refused the request, {response.status_code}: {response.text[:_SHOWN]}")
-        try:
-            return response.json()
-        except ValueError as error:
-            raise EmbedderError(f"{url} answered what is no JSON: {response.text[:_SHOWN]!r}") from error
+            problem = f"cannot be reached: {type(error).__name__}: {error}"
+        # Not raised above: the frames of httpx, in the traceback then, have the key among their variables.
+        if not problem and status in _RETRIED:
+            problem = f"answered {status}: {self._shown(content)}"
+        elif not problem and len(content) > max_bytes:
+            raise EmbedderError(f"{url} gave a longer answer than {max_bytes:,} bytes, which is no list of vectors")
+        elif not problem and time.monotonic() > deadline:
+            problem = "did not answer in time"
+        if problem:
+            raise EmbedderUnavailable(f"{url} {problem}", retry_after)
+        return status, bytes(content)
+
+    def _shown(self, content: bytes | bytearray) -> str:
+        text = content.decode(errors="replace")
+        if self._secret is not None:
+            text = text.replace(self._secret, "***")  # some servers repeat what they were sent
+        return repr(text[:_SHOWN])
 
 
 class HttpEmbedder:
@@ -177,24 +225,53 @@ class HttpEmbedder:
         """Return the vectors of texts, float32 of shape (len(texts), dimensions).
 
         Raises:
-            EmbedderUnavailable: the server does not answer, or asks to try later.
+            EmbedderUnavailable: the server does not answer, or asks to try later, or refuses the key or the model.
             EmbedderError: the server refuses the texts, or its answer is not what the protocol says.
         """
-        requests = batches(texts, self._max_texts, self._max_tokens, self._count_tokens)
-        parts = [self._request(batch) for batch in requests]
+        parts = [
+            checked(self, self._vectors(batch), len(batch))
+            for batch in batches(texts, self._max_texts, self._max_tokens, self._count_tokens)
+        ]
         return np.concatenate(parts) if parts else np.empty((0, self.dimensions), np.float32)
 
-    def _request(self, texts: list[str]) -> NDArray[np.float32]:
+    def _vectors(self, texts: list[str]) -> Sequence[Any]:
+        """Return what the server answers, one for each text, in order; it is checked then."""
         raise NotImplementedError
+
+    def _post(self, path: str, body: Mapping[str, Any], count: int) -> Any:
+        return self._client.post(path, body, _OVERHEAD + count * self.dimensions * _BYTES_PER_NUMBER)
+
+
+def _asked(state: Any) -> float | None:
+    """Return how long the server asked to wait, if it did."""
+    return getattr(state.outcome.exception(), "retry_after", None)
 
 
 def _checked_url(url: object) -> str:
-    parts = urlsplit(url) if isinstance(url, str) else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        usable = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, brackets that do not close
+        parts, usable = None, False
+    if parts is None or not usable:
         raise InvalidOption("base_url must be an http or https URL, such as https://api.example.com/v1")
-    if parts.username or parts.password:
+    if "@" in parts.netloc:
         raise InvalidOption(f"base_url of {parts.hostname} must not hold a user name or password; give api_key=")
-    return parts._replace(query="", fragment="").geturl().rstrip("/")
+    if parts.query or parts.fragment:
+        raise InvalidOption(f"base_url of {parts.hostname} must end before ? and #; nothing after them is sent")
+    return parts.geturl().rstrip("/")
+
+
+def _checked_key(key: object) -> str | None:
+    # Here and not in httpx, whose message for a key with a newline at its end shows the key.
+    if key is None:
+        return None
+    if not isinstance(key, str) or not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise InvalidOption(
+            "api_key must be a text of ASCII characters without white space; a key that was read from a file may end "
+            "with a newline"
+        )
+    return key
 
 
 def _positive(value: object, name: str) -> float:
@@ -207,10 +284,11 @@ def _retry_after(value: str | None) -> float | None:
     """Return the seconds of a Retry-After header, which may be a date (RFC 9110, 10.2.3)."""
     if value is None:
         return None
-    if value.strip().isdigit():
+    if value.strip().isdecimal() and value.isascii():
         return float(value)
     try:
         then = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return None
-    return max(0.0, then.timestamp() - time.time())
+    # A date of the zone -0000 comes without a zone.
+    return max(0.0, then.replace(tzinfo=then.tzinfo or datetime.UTC).timestamp() - time.time())

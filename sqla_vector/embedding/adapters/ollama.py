@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Sequence
+from typing import Any
 
 from sqla_vector.embedding.adapters.http import HttpClient, HttpEmbedder
 from sqla_vector.exc import EmbedderError
@@ -19,6 +19,7 @@ class OllamaEmbedder(HttpEmbedder):
         dimensions: the dimension of its vectors.
         version: the model's version; another one makes rows be embedded anew.
         base_url: where the server listens.
+        api_key: sent as a bearer token, for a server behind a gateway that asks for one; it is shown nowhere.
         max_texts: texts in one request at most.
         timeout: seconds for one request; the first one may have to load the model.
         attempts: how often a request is made at most.
@@ -32,6 +33,7 @@ class OllamaEmbedder(HttpEmbedder):
         dimensions: int,
         version: str = "1",
         base_url: str = "http://127.0.0.1:11434",
+        api_key: str | None = None,
         max_texts: int = 64,
         timeout: float = 120.0,
         attempts: int = 3,
@@ -41,18 +43,14 @@ class OllamaEmbedder(HttpEmbedder):
             model,
             dimensions=dimensions,
             version=version,
-            client=HttpClient(base_url, headers={}, timeout=timeout, attempts=attempts, max_wait=max_wait),
+            client=HttpClient(base_url, api_key=api_key, timeout=timeout, attempts=attempts, max_wait=max_wait),
             max_texts=max_texts,
         )
 
-    def _request(self, texts: list[str]) -> NDArray[np.float32]:
+    def _vectors(self, texts: list[str]) -> Sequence[Any]:
         # truncate=False: a text that is too long is refused, not cut in silence.
-        answer = self._client.post("api/embed", {"model": self.name, "input": texts, "truncate": False})
-        try:
-            found = np.asarray(answer["embeddings"], dtype=np.float32)
-        except (KeyError, TypeError, ValueError) as error:
-            raise EmbedderError(f"{self.name} answered what is no list of embeddings: {error!r}") from error
-        if found.shape != (len(texts), self.dimensions):
-            wanted = (len(texts), self.dimensions)
-            raise EmbedderError(f"{self.name} gave vectors of shape {found.shape}, not of {wanted}")
+        answer = self._post("api/embed", {"model": self.name, "input": texts, "truncate": False}, len(texts))
+        found = answer.get("embeddings") if isinstance(answer, dict) else None
+        if not isinstance(found, list):
+            raise EmbedderError(f"{self.name} answered what is no list of embeddings")
         return found

@@ -33,7 +33,7 @@ class ScikitLearnEmbedder:
         try:
             self.dimensions = int(self._transformed(["text"]).shape[1])
         except Exception as error:
-            raise EmbedderError(f"the transformer of {name} transforms no text: {error}") from error
+            raise EmbedderError(f"the transformer of {name} transforms no text; fit it first: {error}") from error
         model_of(self)
 
     def _transformed(self, texts: list[str]) -> NDArray[np.float32]:

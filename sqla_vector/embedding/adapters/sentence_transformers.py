@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import ExtensionMissing, InvalidOption
+from sqla_vector.schema import check_whole_number
 
 __all__ = ["SentenceTransformerEmbedder"]
 
@@ -25,6 +26,7 @@ class SentenceTransformerEmbedder:
 
     Raises:
         ExtensionMissing: sentence-transformers is not installed.
+        InvalidOption: a model without a name, or an option out of its range.
     """
 
     def __init__(
@@ -34,10 +36,13 @@ class SentenceTransformerEmbedder:
             raise InvalidOption("give name=, by which fingerprints tell this model from others")
         self.name = name or str(model)
         self.version = version
+        self._batch_size = check_whole_number(batch_size, "batch_size", 1, 100_000)
         self._model = _load(model) if isinstance(model, str) else model
-        self._batch_size = batch_size
         self._normalize = normalize
-        self.dimensions = int(self._model.get_sentence_embedding_dimension())
+        # get_embedding_dimension since sentence-transformers 5.4, where the older name warns.
+        method = "get_embedding_dimension"
+        read = getattr(self._model, method if hasattr(self._model, method) else "get_sentence_embedding_dimension")
+        self.dimensions = read()
         model_of(self)
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
