@@ -235,13 +235,13 @@ def _hit(row: Any, criterion: NearestCriterion) -> Hit[Any]:
 
 
 def _source_text(entity: object, column: ColumnElement[Any]) -> str | None:
-    source = getattr(column, "info", {}).get("source")
     state = inspect(entity, raiseerr=False)
-    if source is None or state is None:
+    if state is None:
         return None
-    # What a column of an alias is of. An entity of another class, joined to the vector's, has not its attributes.
-    tables = {base.table for base in column.base_columns}
-    if tables.isdisjoint(state.mapper.tables):
+    # The column of an alias has no info, and an entity that is joined to the vector's has not its attributes.
+    tables = state.mapper.tables
+    source = next((base.info.get("source") for base in column.base_columns if base.table in tables), None)
+    if source is None:
         return None
     if callable(source):
         text = source(entity)

@@ -9,6 +9,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
@@ -130,47 +131,59 @@ class HttpClient:
         url = f"{self.base_url}/{path}"
         status, content = retrying(self._exchange, url, body, max_bytes)
         if status in _CONFIGURATION:
-            raise EmbedderUnavailable(f"{url} refused the request, {status}: {self._shown(content)}")
+            raise EmbedderUnavailable(f"{url} refused the request, {status}: {_shown(content)}")
         if status != 200:
-            raise EmbedderError(f"{url} refused the request, {status}: {self._shown(content)}")
+            raise EmbedderError(f"{url} refused the request, {status}: {_shown(content)}")
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
-            raise EmbedderError(f"{url} answered what is no JSON: {self._shown(content)}") from None
+            raise EmbedderError(f"{url} answered what is no JSON: {_shown(content)}") from None
 
     def _exchange(self, url: str, body: Mapping[str, Any], max_bytes: int) -> tuple[int, bytes]:
-        """Make a request; return the status and the answer if asking again would not help."""
-        problem, retry_after, status, content = "", None, 0, bytearray()
+        """Make a request; return the status and the answer unless asking again may help."""
+        # What is wrong comes back and is raised here: a traceback through httpx would have the key among its variables.
+        read = self._read(url, body, max_bytes)
+        if not read.problem and len(read.content) > max_bytes:
+            raise EmbedderError(f"{url} gave a longer answer than {max_bytes:,} bytes, which is no list of vectors")
+        if not read.problem and read.status in _RETRIED:
+            raise EmbedderUnavailable(f"{url} answered {read.status}: {_shown(read.content)}", read.retry_after)
+        if read.problem:
+            raise EmbedderUnavailable(f"{url} {read.problem}", read.retry_after)
+        return read.status, read.content
+
+    def _read(self, url: str, body: Mapping[str, Any], max_bytes: int) -> _Read:
+        content = bytearray()
         deadline = time.monotonic() + self._timeout
         try:
             with self._client.stream("POST", url, json=body) as response:
-                status = response.status_code
                 retry_after = _retry_after(response.headers.get("retry-after"))
                 for chunk in response.iter_bytes():
                     content += chunk
-                    # httpx limits the time between two chunks only.
-                    if len(content) > max_bytes or time.monotonic() > deadline:
+                    if len(content) > max_bytes:
                         break
+                    if time.monotonic() > deadline:  # httpx limits the time between two chunks only
+                        return _Read("did not answer in time")
         except self._httpx.TimeoutException:
-            problem = "did not answer in time"
+            return _Read("did not answer in time")
         except self._httpx.HTTPError as error:
-            problem = f"cannot be reached: {type(error).__name__}: {error}"
-        # Not raised above: the frames of httpx, in the traceback then, have the key among their variables.
-        if not problem and status in _RETRIED:
-            problem = f"answered {status}: {self._shown(content)}"
-        elif not problem and len(content) > max_bytes:
-            raise EmbedderError(f"{url} gave a longer answer than {max_bytes:,} bytes, which is no list of vectors")
-        elif not problem and time.monotonic() > deadline:
-            problem = "did not answer in time"
-        if problem:
-            raise EmbedderUnavailable(f"{url} {problem}", retry_after)
-        return status, bytes(content)
-
-    def _shown(self, content: bytes | bytearray) -> str:
-        text = content.decode(errors="replace")
+            return _Read(f"cannot be reached: {type(error).__name__}: {error}")
         if self._secret is not None:
-            text = text.replace(self._secret, "***")  # some servers repeat what they were sent
-        return repr(text[:_SHOWN])
+            content = content.replace(self._secret.encode(), b"***")  # some servers repeat what they were sent
+        return _Read("", response.status_code, retry_after, bytes(content))
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What became of a request: a problem, or an answer."""
+
+    problem: str
+    status: int = 0
+    retry_after: float | None = None
+    content: bytes = b""
+
+
+def _shown(content: bytes) -> str:
+    return repr(content.decode(errors="replace")[:_SHOWN])
 
 
 class HttpEmbedder:
