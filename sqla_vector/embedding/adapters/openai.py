@@ -79,7 +79,7 @@ class OpenAIEmbedder(HttpEmbedder):
         except (KeyError, TypeError, ValueError) as error:
             raise EmbedderError(f"{self.name} answered what is no list of embeddings: {error!r}") from error
         if numbers != list(range(len(numbers))):
-            raise EmbedderError(f"{self.name} numbered its vectors {numbers[:5]}..., so that their texts are not known")
+            raise EmbedderError(f"{self.name} numbered its vectors so that their texts are not known: {numbers[:9]}")
         return vectors
 
 
