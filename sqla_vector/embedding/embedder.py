@@ -189,5 +189,5 @@ def _wait(answer: Awaitable[Any], name: str) -> Any:
 def _in_greenlet() -> bool:
     try:
         return in_greenlet()
-    except ImportError:  # without greenlet there is no AsyncSession either
+    except (ImportError, ValueError):  # the latter from SQLAlchemy 2.0; without greenlet there is no AsyncSession
         return False
