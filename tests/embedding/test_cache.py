@@ -176,7 +176,6 @@ def test_threads_that_put_the_same_keys(backend: Backend, engine: AnyEngine):
     def work(number: int) -> list[list[float]]:
         start.wait()
         cached = CachedEmbedder(Counting(), cache)
-        # In another order each: by their own order they would wait for each other in PostgreSQL.
         return [cached.embed([text])[0].tolist() for text in texts[number:] + texts[:number]]
 
     with ThreadPoolExecutor(4) as pool:
@@ -184,6 +183,22 @@ def test_threads_that_put_the_same_keys(backend: Backend, engine: AnyEngine):
     assert found == [[vector_of(t).tolist() for t in texts[n:] + texts[:n]] for n in range(4)]
     known = lists(cache.get(list(keyed(*texts))))
     assert known.items() <= lists(keyed(*texts)).items()
+
+
+@plugin_sync
+def test_keys_are_put_in_one_order(backend: Backend, engine: AnyEngine):
+    # In their callers' orders two transactions could wait for each other in PostgreSQL.
+    backend.create_all(engine, METADATA)
+    assert isinstance(engine, Engine)
+    put: list[str] = []
+
+    @event.listens_for(engine, "before_execute")
+    def remember(conn: Any, clause: Any, many: list[Any], one: Any, options: Any) -> None:
+        put.extend(row["fingerprint"] for row in many)
+
+    keys = sorted(keyed(*"abcdefgh"))
+    TableCache(engine, TABLE).put({key: vector_of("a") for key in reversed(keys)})
+    assert put == keys
 
 
 def _fill(path: str, texts: list[str]) -> None:

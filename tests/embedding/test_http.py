@@ -313,6 +313,9 @@ def _reachable(error: BaseException | None) -> Iterator[str]:
         seen.add(id(one))
         yield "".join(traceback.format_exception(one))
         for frame, _ in traceback.walk_tb(one.__traceback__):
+            # Their objects mask the header when they are printed, and have it all the same.
+            assert "httpx" not in frame.f_code.co_filename
+            assert "httpcore" not in frame.f_code.co_filename
             if frame.f_code.co_filename != __file__:
                 yield from (repr(value) for value in frame.f_locals.values())
         pending += [one.__cause__, one.__context__]
