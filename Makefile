@@ -11,7 +11,7 @@ WORKERS ?= logical
 # Further arguments for pytest, such as PYTEST_ARGS="-x -k nearest".
 PYTEST_ARGS ?=
 # The suites that run again under another SQLAlchemy or another sqlite3.
-SUITES = $(wildcard tests/unit tests/conformance tests/alembic tests/migrations)
+SUITES = $(wildcard tests/unit tests/conformance tests/alembic tests/migrations tests/embedding)
 # There the pairs of models that are migrated into one another are a sample.
 test-sa20 test-stdlib-sqlite: export SQLA_VECTOR_TEST_MATRIX = sample
 # The question `make demo` answers; taken as it is, since a question may contain a $.
