@@ -160,7 +160,7 @@ def test_only_the_request_that_failed_is_repeated(make: Make, server: EmbeddingS
 
 
 @pytest.mark.parametrize(
-    "asked", ["3600", "9" * 400, formatdate(time.time() + 3600, usegmt=True)], ids=["hour", "eternity", "date"]
+    "asked", ["3600", "9" * 400, formatdate(time.time() + 86_400, usegmt=True)], ids=["hour", "eternity", "date"]
 )
 def test_a_server_that_asks_to_wait_too_long_is_left_alone(make: Make, server: EmbeddingServer, asked: str):
     server.answers = [Answer(429, {"Retry-After": asked})]
