@@ -64,6 +64,18 @@ class _Replacement:
         self._support = run.support
         self._name = f"{op.table_name}.{op.column_name}"
 
+    def apply(self) -> None:
+        """Do it, as far as it is not done yet."""
+        if self._run.connection is None:
+            # A script is for a column without vectors, and sees to it itself.
+            self._retype()
+            return
+        table = self._reflect()
+        self._replace(table, column_of(table, self._op.column_name))
+
+    def _replace(self, table: Table, column: Column[Any]) -> None:
+        raise NotImplementedError
+
     @property
     def _connection(self) -> Connection:
         connection = self._run.connection
@@ -119,13 +131,8 @@ class ColumnChange(_Replacement):
 
     _op: ops.ChangeVectorColumnOp
 
-    def apply(self) -> None:
+    def _replace(self, table: Table, column: Column[Any]) -> None:
         op = self._op
-        if self._run.connection is None:
-            self._retype()
-            return
-        table = self._reflect()
-        column = column_of(table, op.column_name)
         shadow = table.c.get(beside(op.column_name))
         if shadow is None and self._is_done(table, column):
             logger.info("%s has been changed already", self._name)
@@ -322,13 +329,8 @@ class ColumnRestoration(_Replacement):
 
     _op: ops.RestoreVectorColumnOp
 
-    def apply(self) -> None:
+    def _replace(self, table: Table, column: Column[Any]) -> None:
         op = self._op
-        if self._run.connection is None:
-            self._retype()
-            return
-        table = self._reflect()
-        column = column_of(table, op.column_name)
         old = table.c.get(kept(op.column_name))
         if old is None and self._is(column, op.type_) and not self._is(column, op.existing_type):
             logger.info("%s has been restored already", self._name)
