@@ -1,0 +1,222 @@
+"""The outbox: rows whose vectors have to be looked at, written in the transaction that changed them.
+
+An entry says which row, not what to do with it: whoever takes it reads the row as it is then.  So two entries of one
+row are as good as one, an entry too many costs a look, and a lost one is the only fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from sqla_vector.dialects.clock import database_now
+from sqla_vector.exc import InvalidOption
+from sqla_vector.schema import check_identifier
+
+__all__ = [
+    "CHANNEL",
+    "Entry",
+    "Operation",
+    "acknowledge",
+    "bury",
+    "check_outbox",
+    "claim",
+    "outbox_table",
+    "postpone",
+    "put",
+]
+
+CHANNEL: Final = "embedding"
+"""The channel of entries whose rows have vectors to be made."""
+
+Operation = Literal["upsert", "delete", "truncate"]
+
+PENDING: Final = "pending"
+DEAD: Final = "dead"
+
+_MARK: Final = "sqla_vector_outbox"
+_PART: Final = 500
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An entry that was claimed."""
+
+    id: int
+    entity: str
+    """The table of the row, with its schema if it has one: ``article``, ``shop.article``."""
+    row_key: str
+    """The row's primary key, a JSON array."""
+    operation: Operation
+    attempts: int
+    """How often it failed."""
+
+
+def outbox_table(metadata: MetaData, name: str = "vector_outbox", schema: str | None = None) -> Table:
+    """Declare the outbox among a project's own tables, to be created and migrated with them.
+
+    Columns: ``id`` counts up, and of two changes of one row the later one has the larger; ``channel`` is whose
+    entry it is; ``entity`` and ``row_key`` say which row; times are in seconds since 1970 by the database's clock.
+    An entry is pending until its row was seen to, when it is deleted, or dead with a reason.  While a worker has it,
+    ``available_at`` is when the worker's lease ends.
+
+    Args:
+        metadata: the project's.
+        name: the table's name.
+        schema: its schema.
+
+    Raises:
+        InvalidIdentifier: a name cannot be one.
+    """
+    check_identifier(name, "table name")
+    if schema is not None:
+        check_identifier(schema, "schema")
+    return Table(
+        name,
+        metadata,
+        Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=True),
+        Column("channel", String(63), nullable=False, server_default=CHANNEL),
+        Column("entity", String(255), nullable=False),
+        Column("row_key", Text, nullable=False),
+        Column("operation", String(8), nullable=False, server_default="upsert"),
+        Column("created_at", Double, nullable=False),
+        Column("available_at", Double, nullable=False),
+        Column("state", String(8), nullable=False, server_default=PENDING),
+        Column("attempts", Integer, nullable=False, server_default="0"),
+        Column("claimed_by", String(64)),
+        Column("reason", Text),
+        Index(f"ix_{name}_due"[:63], "channel", "state", "available_at", "id"),
+        Index(f"ix_{name}_row"[:63], "entity", "row_key"),
+        schema=schema,
+        info={_MARK: True},
+        # Without it SQLite gives the number of a deleted entry to the next one.
+        sqlite_autoincrement=True,
+    )
+
+
+def check_outbox(table: object) -> Table:
+    """Return a table made by :func:`outbox_table`.
+
+    Raises:
+        InvalidOption: it is none.
+    """
+    if not isinstance(table, Table) or not table.info.get(_MARK):
+        raise InvalidOption(f"outbox= is the table that outbox_table(Base.metadata) returns, got {table!r}")
+    return table
+
+
+def put(
+    connection: Connection,
+    outbox: Table,
+    rows: Iterable[tuple[str, str]],
+    channel: str = CHANNEL,
+    operation: Operation = "upsert",
+) -> None:
+    """Write entries, in the transaction in which their rows change, and after these.
+
+    Args:
+        connection: the transaction's.
+        outbox: the table.
+        rows: entity and row key of each.
+        channel: whose entries they are.
+        operation: what was done to the rows.
+    """
+    values = [{"entity": entity, "row_key": row_key} for entity, row_key in rows]
+    if values:
+        now = database_now()
+        fixed = {"channel": channel, "operation": operation, "created_at": now, "available_at": now}
+        connection.execute(insert(outbox).values(fixed), values)
+
+
+def claim(connection: Connection, outbox: Table, token: str, limit: int, lease: float, channel: str) -> list[Entry]:
+    """Take entries that are due, the longest due first, for as long as a lease lasts.
+
+    Other claims pass over them meanwhile (SKIP LOCKED; on SQLite one transaction writes at a time).
+
+    Args:
+        connection: in a transaction that has the right to write.
+        outbox: the table.
+        token: names this claim.
+        limit: how many at most.
+        lease: seconds until others may take what was neither acknowledged nor postponed.
+        channel: whose entries.
+    """
+    c = outbox.c
+    due = (
+        select(c.id)
+        .where(c.channel == channel, c.state == PENDING, c.available_at <= database_now())
+        .order_by(c.available_at, c.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    taken = (
+        update(outbox)
+        .where(c.id.in_(due))
+        .values(claimed_by=token, available_at=database_now() + lease)
+        .returning(c.id, c.entity, c.row_key, c.operation, c.attempts)
+    )
+    return sorted((Entry(*row) for row in connection.execute(taken)), key=lambda entry: entry.id)
+
+
+def acknowledge(connection: Connection, outbox: Table, token: str, ids: Sequence[int]) -> None:
+    """Delete entries that are done, as far as the claim still holds them."""
+    for start in range(0, len(ids), _PART):
+        part = ids[start : start + _PART]
+        connection.execute(delete(outbox).where(outbox.c.id.in_(part), outbox.c.claimed_by == token))
+
+
+def postpone(connection: Connection, outbox: Table, token: str, ids: Sequence[int], seconds: float = 0.0) -> None:
+    """Give entries back, to be claimed again after a time; nothing is counted."""
+    for start in range(0, len(ids), _PART):
+        connection.execute(
+            update(outbox)
+            .where(outbox.c.id.in_(ids[start : start + _PART]), outbox.c.claimed_by == token)
+            .values(claimed_by=None, available_at=database_now() + seconds)
+        )
+
+
+def bury(
+    connection: Connection,
+    outbox: Table,
+    token: str,
+    entry: Entry,
+    reason: str,
+    seconds: float | None,
+    channel: str = CHANNEL,
+) -> None:
+    """Count a failure of an entry, which is tried again after some seconds, or is dead if they are None."""
+    c = outbox.c
+    connection.execute(
+        update(outbox)
+        .where(c.id == entry.id, c.claimed_by == token)
+        .values(
+            attempts=entry.attempts + 1,
+            reason=reason,
+            claimed_by=None,
+            state=DEAD if seconds is None else PENDING,
+            available_at=database_now() + (seconds or 0.0),
+        )
+    )
+    if seconds is None:
+        # Two workers may fail at two entries of one row; one of them says why.
+        same = and_(c.channel == channel, c.entity == entry.entity, c.row_key == entry.row_key)
+        connection.execute(delete(outbox).where(same, c.state == DEAD, c.id != entry.id))
