@@ -53,7 +53,7 @@ class DialectSupport(Protocol):
     def prepare_connection(self, dialect: Dialect, dbapi_connection: Any, *, in_transaction: bool = False) -> bool:
         """Prepare a connection; return False if it has to be tried again later."""
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         """Make sure that a transaction is open in the database, so that a savepoint is inside it."""
 
     def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
@@ -87,6 +87,9 @@ class DialectSupport(Protocol):
 
     def migration(self) -> Any:
         """Return the :class:`sqla_vector.dialects.migration.MigrationSupport`."""
+
+    def captures(self) -> Any:
+        """Return the :class:`sqla_vector.dialects.capture.CaptureSupport`."""
 
 
 DIALECTS: dict[str, DialectSupport] = {}

@@ -11,6 +11,7 @@ from sqlalchemy import Select, Table, insert
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
+from sqla_vector.dialects.capture import CaptureSupport
 from sqla_vector.dialects.migration import MigrationSupport
 from sqla_vector.dialects.postgresql.connection import binary_results, prepare, raw_kinds
 from sqla_vector.dialects.postgresql.explain import explain, served_by, why_unused
@@ -67,7 +68,7 @@ class PostgreSQLSupport:
             self.attach(dialect)
         return prepared
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         """Every driver's connection is in a transaction already."""
 
     def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
@@ -111,6 +112,11 @@ class PostgreSQLSupport:
         from sqla_vector.dialects.postgresql.migration import PostgreSQLMigration  # not needed by most programs
 
         return PostgreSQLMigration()
+
+    def captures(self) -> CaptureSupport:
+        from sqla_vector.dialects.postgresql.capture import PostgreSQLCapture
+
+        return PostgreSQLCapture()
 
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         found = find_extension(connection)

@@ -14,6 +14,7 @@ from sqlalchemy import Column, Select, Table
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
+from sqla_vector.dialects.capture import CaptureSupport
 from sqla_vector.dialects.migration import MigrationSupport
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin, brief_lock_wait, is_prepared, prepare
@@ -69,9 +70,9 @@ class SQLiteSupport:
         # Once more at checkout: an application attaches further databases when it is told of the connection.
         return not first
 
-    def begin(self, connection: Connection) -> None:
+    def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         # A savepoint opened outside a transaction would commit when released.
-        begin(connection)
+        begin(connection, to_write=to_write)
 
     def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
         return brief_lock_wait(connection)
@@ -114,6 +115,11 @@ class SQLiteSupport:
         from sqla_vector.dialects.sqlite.migration import SQLiteMigration  # not needed by most programs
 
         return SQLiteMigration()
+
+    def captures(self) -> CaptureSupport:
+        from sqla_vector.dialects.sqlite.capture import SQLiteCapture
+
+        return SQLiteCapture()
 
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         settings = settings_of(connection.dialect)

@@ -1,0 +1,203 @@
+"""From models to outbox triggers: ``outbox_triggers()``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Final
+
+from sqlalchemy import DDL, MetaData, Table, UniqueConstraint, event, inspect
+from sqlalchemy.engine import Connection
+
+from sqla_vector.dialects.capture import Capture, CaptureSupport, Join, KeyKind, Mark
+from sqla_vector.embedding import EmbeddedColumn
+from sqla_vector.exc import InvalidDeclaration
+from sqla_vector.tracking.outbox import CHANNEL, check_outbox
+from sqla_vector.tracking.paths import Link, text_paths
+from sqla_vector.tracking.targets import Models, Target, targets_of
+from sqla_vector.types import DIALECTS, support_of
+
+__all__ = ["captures_of", "outbox_triggers"]
+
+logger = logging.getLogger("sqla_vector.tracking")
+
+_CAPTURES: Final = "sqla_vector_captures"
+
+_KINDS: Final[dict[str, KeyKind]] = {
+    "int": "integer",
+    "str": "text",
+    "UUID": "uuid",
+    "date": "date",
+    "datetime": "datetime",
+}
+
+
+def outbox_triggers(models: Models, outbox: Table) -> tuple[Capture, ...]:
+    """Declare the triggers that write into an outbox what the unit of work does not see.
+
+    That is Core, bulk statements, raw SQL, cascades of the database, COPY, TRUNCATE and other programs.
+    ``create_all()`` creates them, and ``drop_all()`` drops them, on PostgreSQL and SQLite; Alembic's autogenerate
+    compares them.  Called once, when the models are complete::
+
+        outbox = outbox_table(Base.metadata)
+        outbox_triggers(Base, outbox)
+
+    Args:
+        models: the declarative base, a registry, or the mapped classes.
+        outbox: what :func:`outbox_table` returned.
+
+    Returns:
+        The definitions, one for each table that has sources of vectors.
+
+    Raises:
+        InvalidDeclaration: a key or a relationship cannot be captured.
+        InvalidIdentifier: a table or column has a name that no trigger can have in it.
+        InvalidOption: models are none, or outbox is another table.
+    """
+    table = check_outbox(outbox)
+    found = _captures(targets_of(models), table)
+    for metadata in {id(m): m for m in (table.metadata, *(t.metadata for t in found))}.values():
+        kept: dict[tuple[str, str], Capture] = metadata.info.setdefault(_CAPTURES, {})
+        if not kept:
+            event.listen(metadata, "after_create", _create_captures)
+            event.listen(metadata, "before_drop", _drop_captures)
+        for captured, capture in found.items():
+            if captured.metadata is metadata or table.metadata is metadata:
+                kept[capture.fullname, capture.channel] = capture
+    return tuple(found.values())
+
+
+def captures_of(metadata: MetaData) -> tuple[Capture, ...]:
+    """Return the captures that were declared for a project's tables."""
+    return tuple(metadata.info.get(_CAPTURES, {}).values())
+
+
+def _captures(targets: Iterable[Target], outbox: Table) -> dict[Table, Capture]:
+    marks: dict[Table, dict[Mark, None]] = {}
+    for target in targets:
+        for column in target.columns:
+            for table, mark in _merged(_marks(target, column)):
+                marks.setdefault(table, {})[mark] = None
+    return {
+        table: Capture(
+            table=table.name,
+            schema=table.schema,
+            outbox=outbox.name,
+            outbox_schema=outbox.schema,
+            channel=CHANNEL,
+            unique=_unique(table),
+            marks=tuple(sorted(found, key=lambda mark: (mark.entity, len(mark.path), repr(mark)))),
+        )
+        for table, found in sorted(marks.items(), key=lambda item: item[0].fullname)
+    }
+
+
+def _merged(marks: Iterable[tuple[Table, Mark]]) -> Iterator[tuple[Table, Mark]]:
+    """Yield one mark for all that differ in the watched columns only."""
+    watched: dict[tuple[Any, ...], set[str]] = {}
+    for table, mark in marks:
+        alike = (table, mark.entity, mark.key, mark.path, mark.fingerprint, mark.inserts)
+        watched.setdefault(alike, set()).update(mark.watched)
+    for (table, entity, key, path, fingerprint, inserts), names in watched.items():
+        yield table, Mark(entity, key, tuple(sorted(names)), path, fingerprint, inserts)
+
+
+def _marks(target: Target, column: EmbeddedColumn) -> Iterator[tuple[Table, Mark]]:
+    """Yield which changes of which tables mark a target's row for the sake of one embedded column."""
+    key = tuple((c.name, _kind(c)) for c in target.key_columns)
+    own = {c.name for c in target.key_columns}
+    discriminator = target.mapper.polymorphic_on
+    if discriminator is not None and getattr(discriminator, "table", None) is target.table:
+        own.add(str(discriminator.name))  # another class, another text
+    fingerprint = column.fingerprint_column.name
+    for path in text_paths(column, target.table):
+        sources = {path.source.name} if path.source is not None else set()
+        first = path.links[0].watched if path.links else ()
+        here = {c.name for c in first if c.table is target.table} | (sources if not path.links else set())
+        yield target.table, Mark(target.entity, key, tuple(sorted(own | here)), fingerprint=fingerprint)
+        for number, link in enumerate(path.links, start=1):
+            last = number == len(path.links)
+            beyond: Collection[Any] = () if last else path.links[number].watched
+            names = {c.name for c in (*link.watched, *beyond) if c.table is link.right}
+            back = tuple(_join(step.reversed()) for step in reversed(path.links[:number]))
+            yield (
+                link.right,
+                Mark(
+                    target.entity,
+                    key,
+                    tuple(sorted(names | (sources if last else set()))),
+                    back,
+                    inserts=not link.is_enforced,
+                ),
+            )
+
+
+def _join(link: Link) -> Join:
+    return Join(link.right.name, link.right.schema, tuple((a.name, b.name) for a, b in link.pairs))
+
+
+def _kind(column: Any) -> KeyKind:
+    inner = getattr(column.type, "impl_instance", column.type)
+    if inner.__visit_name__ in ("uuid", "UUID"):
+        return "uuid"
+    kind = _KINDS.get(inner.python_type.__name__)
+    if kind is None:  # targets_of() has checked what can be written at all
+        raise InvalidDeclaration(f"{column.table.name}.{column.name}: triggers cannot write keys of {column.type!r}")
+    return kind
+
+
+def _unique(table: Table) -> tuple[tuple[str, ...], ...]:
+    groups = {tuple(c.name for c in table.primary_key.columns)}
+    groups |= {tuple(c.name for c in con.columns) for con in table.constraints if isinstance(con, UniqueConstraint)}
+    groups |= {tuple(c.name for c in index.columns) for index in table.indexes if index.unique}
+    return tuple(sorted(group for group in groups if group))
+
+
+def _create_captures(metadata: MetaData, connection: Connection, tables: Collection[Table], **kw: Any) -> None:
+    """Create what is missing, where all tables that it names are there."""
+    if connection.dialect.name not in DIALECTS:
+        return
+    support: CaptureSupport = support_of(connection.dialect).captures()
+    created = {(table.schema, table.name) for table in tables}
+    wanted = [capture for capture in captures_of(metadata) if _is_missing(capture, support, connection, created)]
+    for capture in wanted:
+        _run(connection, [*support.drop(capture.name, capture.schema, connection.dialect)])
+        _run(connection, support.create(capture, connection.dialect))
+
+
+def _is_missing(
+    capture: Capture, support: CaptureSupport, connection: Any, created: set[tuple[str | None, str]]
+) -> bool:
+    needed = [(capture.schema, capture.table), *capture.tables]
+    if not isinstance(connection, Connection):  # statements are only written down
+        return not created.isdisjoint(needed)
+    found = {(f.name, f.table_name): f for f in support.reflect(connection, capture.schema)}
+    same = found.get((capture.name, capture.table))
+    if same is not None:
+        if not same.is_of(capture):
+            logger.warning(
+                "the outbox triggers of %s are not as declared; create_all() changes nothing that is there, so let "
+                "Alembic do it, or drop %s",
+                capture.fullname,
+                capture.name,
+            )
+        return False
+    inspector = inspect(connection)
+    return all((schema, name) in created or inspector.has_table(name, schema) for schema, name in needed)
+
+
+def _drop_captures(metadata: MetaData, connection: Connection, tables: Collection[Table], **kw: Any) -> None:
+    """Drop what belongs to a table that is dropped, or names one."""
+    if connection.dialect.name not in DIALECTS:
+        return
+    support: CaptureSupport = support_of(connection.dialect).captures()
+    dropped = {(table.schema, table.name) for table in tables}
+    for capture in captures_of(metadata):
+        if not dropped.isdisjoint([(capture.schema, capture.table), *capture.tables]):
+            _run(connection, support.drop(capture.name, capture.schema, connection.dialect))
+
+
+def _run(connection: Connection, statements: Iterable[str]) -> None:
+    for statement in statements:
+        # As DDL, for which a transaction is begun on SQLite.
+        connection.execute(DDL(statement.replace("%", "%%")))  # type: ignore[no-untyped-call]
