@@ -111,7 +111,7 @@ def _marks(target: Target, column: EmbeddedColumn) -> Iterator[tuple[Table, Mark
         own.add(str(discriminator.name))  # another class, another text
     fingerprint = column.fingerprint_column.name
     for path in text_paths(column, target.table):
-        sources = {path.source.name} if path.source is not None else set()
+        sources = {c.name for c in path.sources}
         first = path.links[0].watched if path.links else ()
         here = {c.name for c in first if c.table is target.table} | (sources if not path.links else set())
         yield target.table, Mark(target.entity, key, tuple(sorted(own | here)), fingerprint=fingerprint)

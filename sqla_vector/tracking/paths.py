@@ -13,7 +13,9 @@ from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, ColumnE
 
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.embedding.declaration import Dependency
+from sqla_vector.embedding.fingerprint import Fingerprint
 from sqla_vector.exc import InvalidDeclaration
+from sqla_vector.types import VectorType
 
 __all__ = ["Link", "TextPath", "text_paths"]
 
@@ -50,12 +52,12 @@ class Link:
 
 @dataclass(frozen=True)
 class TextPath:
-    """How an entity's table leads to a column of which its text is made."""
+    """How an entity's table leads to columns of which its text is made."""
 
     links: tuple[Link, ...]
-    """Empty if the column is in the entity's table."""
-    source: Column[Any] | None
-    """None if only the rows that belong to it matter, not what is in them."""
+    """Empty if the columns are in the entity's table."""
+    sources: tuple[Column[Any], ...]
+    """The column, or all of a related row that is a source as such."""
 
 
 def text_paths(embedded: EmbeddedColumn, table: Table) -> Iterator[TextPath]:
@@ -84,13 +86,14 @@ class _Walk:
         prop = self._mapper._props[self._dependency.key]
         if isinstance(prop, RelationshipProperty):
             self._follow(prop)
-            return TextPath(tuple(self._links), None)
+            contents = [c for c in self._table.c if not isinstance(c.type, (VectorType, Fingerprint))]
+            return TextPath(tuple(self._links), tuple(contents))
         assert isinstance(prop, ColumnProperty)
         columns = [column for column in prop.columns if isinstance(column, Column)]
         here = [column for column in columns if column.table is self._table]
         source = (here or columns)[0]
         self._go_to(source)
-        return TextPath(tuple(self._links), source)
+        return TextPath(tuple(self._links), (source,))
 
     def _follow(self, prop: Any) -> None:
         assert isinstance(prop, RelationshipProperty)
