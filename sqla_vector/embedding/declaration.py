@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Column, event, inspect
 from sqlalchemy.orm import ColumnProperty, MappedColumn, Mapper, RelationshipProperty, mapped_column
@@ -16,7 +16,7 @@ from sqla_vector.embedding.source import SourceText
 from sqla_vector.exc import InvalidDeclaration, InvalidOption
 from sqla_vector.types import VectorType
 
-__all__ = ["PRIVATE", "Dependency", "EmbeddedColumn", "EmbeddingSpec", "embedded_columns", "embedding_column"]
+__all__ = ["PRIVATE", "Dependency", "EmbeddedColumn", "EmbeddingSpec", "embedded_columns", "embedded_mappers", "embedding_column"]
 
 When = Literal["flush", "worker"]
 
@@ -132,6 +132,9 @@ class EmbeddedColumn:
         return fingerprint(model, self.text_of(entity))
 
 
+_KNOWN: WeakSet[Mapper[Any]] = WeakSet()
+"""The mappers with embedded columns, as far as they are configured."""
+
 _CONFIGURED: WeakKeyDictionary[Mapper[Any], tuple[EmbeddedColumn, ...]] = WeakKeyDictionary()
 
 
@@ -152,6 +155,11 @@ def embedded_columns(entity: type[Any] | Mapper[Any]) -> tuple[EmbeddedColumn, .
     return found
 
 
+def embedded_mappers() -> frozenset[Mapper[Any]]:
+    """Return all mappers with embedded columns that were configured."""
+    return frozenset(_KNOWN)
+
+
 @functools.cache
 def _validate_as_mappers_configure() -> None:
     """Listen from the first declaration on; importing the package listens to nothing."""
@@ -160,6 +168,7 @@ def _validate_as_mappers_configure() -> None:
     @event.listens_for(Mapper, "mapper_configured")
     def configured(mapper: Mapper[Any], class_: type[Any]) -> None:
         for column in _declared(mapper):
+            _KNOWN.add(mapper)
             source = column.spec.source
             if source.function is None and not any("." in path for path in source.paths):
                 _with_dependencies(column)

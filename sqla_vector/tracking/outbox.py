@@ -6,7 +6,7 @@ row are as good as one, an entry too many costs a look, and a lost one is the on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     and_,
     delete,
+    exists,
     insert,
     select,
     update,
@@ -34,12 +35,15 @@ from sqla_vector.schema import check_identifier
 
 __all__ = [
     "CHANNEL",
+    "DEAD",
+    "PENDING",
     "Entry",
     "Operation",
     "acknowledge",
     "bury",
     "check_outbox",
     "claim",
+    "is_pending",
     "outbox_table",
     "postpone",
     "put",
@@ -147,7 +151,15 @@ def put(
         connection.execute(insert(outbox).values(fixed), values)
 
 
-def claim(connection: Connection, outbox: Table, token: str, limit: int, lease: float, channel: str) -> list[Entry]:
+def claim(
+    connection: Connection,
+    outbox: Table,
+    token: str,
+    limit: int,
+    lease: float,
+    channel: str,
+    entities: Collection[str],
+) -> list[Entry]:
     """Take entries that are due, the longest due first, for as long as a lease lasts.
 
     Other claims pass over them meanwhile (SKIP LOCKED; on SQLite one transaction writes at a time).
@@ -159,11 +171,13 @@ def claim(connection: Connection, outbox: Table, token: str, limit: int, lease: 
         limit: how many at most.
         lease: seconds until others may take what was neither acknowledged nor postponed.
         channel: whose entries.
+        entities: of which tables; what another program knows is left to that.
     """
     c = outbox.c
     due = (
         select(c.id)
         .where(c.channel == channel, c.state == PENDING, c.available_at <= database_now())
+        .where(c.entity.in_(sorted(entities)))
         .order_by(c.available_at, c.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -175,6 +189,13 @@ def claim(connection: Connection, outbox: Table, token: str, limit: int, lease: 
         .returning(c.id, c.entity, c.row_key, c.operation, c.attempts)
     )
     return sorted((Entry(*row) for row in connection.execute(taken)), key=lambda entry: entry.id)
+
+
+def is_pending(connection: Connection, outbox: Table, channel: str, entities: Collection[str]) -> bool:
+    """Tell whether there is an entry that waits, or that somebody is working on."""
+    c = outbox.c
+    waiting = (c.channel == channel, c.state == PENDING, c.entity.in_(sorted(entities)))
+    return bool(connection.scalar(select(exists().where(*waiting))))
 
 
 def acknowledge(connection: Connection, outbox: Table, token: str, ids: Sequence[int]) -> None:

@@ -1,0 +1,241 @@
+"""What a worker does with a batch of entries: takes them, finds what is stale, and writes what was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Table, delete, exists, select
+
+from sqla_vector.embedding import EmbeddedColumn
+from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone
+from sqla_vector.tracking.related import has_relations, lock_related
+from sqla_vector.tracking.targets import Embedders, Key, Target
+from sqla_vector.tracking.texts import RowState, Write, read, write
+
+__all__ = ["Batch", "Failure", "Job", "Row", "finish", "take"]
+
+RowName = tuple[str, Key]
+"""A row: its entity and its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A vector to be made, or to be taken away from a row that has no text any more."""
+
+    target: Target
+    column: EmbeddedColumn
+    state: RowState
+    wanted: str | None
+    is_stale: bool
+
+    @property
+    def row(self) -> RowName:
+        """The row."""
+        return self.target.entity, self.state.key
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a row has no vector."""
+
+    reason: str
+    is_final: bool = False
+    """Whether trying again is of no use."""
+
+
+@dataclass
+class Row:
+    """A row of a batch."""
+
+    entries: list[Entry] = field(default_factory=list)
+    failure: Failure | None = None
+    is_late: bool = False
+    """Whether it is left for later, since somebody is changing it."""
+
+    @property
+    def ids(self) -> list[int]:
+        """The entries that name it."""
+        return [entry.id for entry in self.entries]
+
+
+@dataclass
+class Batch:
+    """Entries that were taken, by the rows that they name."""
+
+    token: str
+    rows: dict[RowName, Row] = field(default_factory=dict)
+    jobs: list[Job] = field(default_factory=list)
+    broken: list[tuple[Entry, str]] = field(default_factory=list)
+    """Entries that name no row, and why."""
+    vectors: dict[tuple[str, str], NDArray[Any]] = field(default_factory=dict)
+    """What was made, by the embedder's name and the text."""
+
+    def split(self) -> list[Batch]:
+        """Return a batch for each row, and one for what names none."""
+        parts = [
+            Batch(self.token, {name: row}, [job for job in self.jobs if job.row == name], vectors=self.vectors)
+            for name, row in self.rows.items()
+        ]
+        return [*parts, Batch(self.token, broken=self.broken)]
+
+    def __len__(self) -> int:
+        return len(self.broken) + sum(len(row.entries) for row in self.rows.values())
+
+
+def take(
+    connection: Connection,
+    outbox: Table,
+    targets: Sequence[Target],
+    embedders: Embedders,
+    token: str,
+    limit: int,
+    lease: float,
+) -> Batch:
+    """Claim entries, and find out which of their rows are stale."""
+    batch = Batch(token)
+    by_entity: dict[str, list[Target]] = {}
+    for target in targets:
+        by_entity.setdefault(target.entity, []).append(target)
+    for entry in claim(connection, outbox, token, limit, lease, CHANNEL, by_entity):
+        try:
+            key = by_entity[entry.entity][0].decode(entry.row_key)
+        except (ValueError, TypeError, RecursionError) as error:
+            batch.broken.append((entry, f"the entry names no row: {error}"))
+        else:
+            batch.rows.setdefault((entry.entity, key), Row()).entries.append(entry)
+    for entity, owners in by_entity.items():
+        keys = [key for name, key in batch.rows if name == entity]
+        if keys:
+            for target in owners:
+                for column in target.columns:
+                    _find_stale(connection, batch, target, column, keys, embedders)
+    return batch
+
+
+def _find_stale(
+    connection: Connection,
+    batch: Batch,
+    target: Target,
+    column: EmbeddedColumn,
+    keys: Sequence[Key],
+    embedders: Embedders,
+) -> None:
+    model = embedders.model(column)
+    for key, state in read(connection, target, column, keys).items():
+        if state.error is not None:
+            batch.rows[target.entity, key].failure = Failure(f"{column}: {state.error}", is_final=True)
+        elif not (is_current := state.is_current(model)) or has_relations(column):
+            # Current by what is committed; somebody may be changing a related row, as finish() finds out.
+            batch.jobs.append(Job(target, column, state, state.wanted(model), not is_current))
+
+
+def finish(
+    connection: Connection,
+    outbox: Table,
+    batch: Batch,
+    embedders: Embedders,
+    delays: Sequence[float],
+    later: float,
+) -> dict[str, int]:
+    """Write what was made for rows that are still as they were read, and settle the entries.
+
+    Args:
+        connection: in a transaction that has the right to write.
+        outbox: the table.
+        batch: what was taken.
+        embedders: by name.
+        delays: seconds until the next attempt, after the first failure, the second and so on; then it is dead.
+        later: seconds until a row is looked at again that somebody is changing.
+
+    Returns:
+        The number of rows by what became of them.
+    """
+    written = _write_all(connection, batch, embedders)
+    done = {name: row for name, row in batch.rows.items() if row.failure is None and not row.is_late}
+    late = [row for row in batch.rows.values() if row.failure is None and row.is_late]
+    failed = [(row, row.failure) for row in batch.rows.values() if row.failure is not None]
+    _forget_dead(connection, outbox, done)
+    acknowledge(connection, outbox, batch.token, [id_ for row in done.values() for id_ in row.ids])
+    postpone(connection, outbox, batch.token, [id_ for row in late for id_ in row.ids], later)
+    dead = 0
+    for row, failure in failed:
+        *others, last = row.entries
+        acknowledge(connection, outbox, batch.token, [entry.id for entry in others])
+        dead += _bury(connection, outbox, batch.token, last, failure, delays)
+    for entry, reason in batch.broken:
+        dead += _bury(connection, outbox, batch.token, entry, Failure(reason, is_final=True), delays)
+    return {
+        "written": len(written),
+        "current": len(done.keys() - written),
+        "late": len(late),
+        "retried": len(failed) + len(batch.broken) - dead,
+        "dead": dead,
+    }
+
+
+def _bury(
+    connection: Connection, outbox: Table, token: str, entry: Entry, failure: Failure, delays: Sequence[float]
+) -> bool:
+    is_dead = failure.is_final or entry.attempts >= len(delays)
+    bury(connection, outbox, token, entry, failure.reason, None if is_dead else delays[entry.attempts])
+    return is_dead
+
+
+def _write_all(connection: Connection, batch: Batch, embedders: Embedders) -> set[RowName]:
+    written: set[RowName] = set()
+    by_column: dict[tuple[Target, EmbeddedColumn], list[Job]] = {}
+    for job in batch.jobs:
+        if batch.rows[job.row].failure is None:
+            by_column.setdefault((job.target, job.column), []).append(job)
+    for (target, column), jobs in by_column.items():
+        written |= _write_column(connection, batch, target, column, jobs, embedders)
+    return written
+
+
+def _write_column(
+    connection: Connection,
+    batch: Batch,
+    target: Target,
+    column: EmbeddedColumn,
+    jobs: Sequence[Job],
+    embedders: Embedders,
+) -> set[RowName]:
+    model = embedders.model(column)
+    keys = [job.state.key for job in jobs]
+    free = lock_related(connection, target, column, keys) if has_relations(column) else set(keys)
+    now = read(connection, target, column, keys, lock=True)
+    exist = set(now) if set(keys) <= set(now) else set(read(connection, target, column, keys))
+    writes: list[Write] = []
+    for job in jobs:
+        state, row = now.get(job.state.key), batch.rows[job.row]
+        if state is None:
+            # Deleted meanwhile, or locked by somebody who is changing it.
+            row.is_late |= job.state.key in exist
+        elif job.state.key not in free or state.error is not None or state.wanted(model) != job.wanted:
+            row.is_late = True
+        elif not state.is_current(model):
+            vector = batch.vectors.get((column.spec.embedder, state.text)) if state.text is not None else None
+            if vector is None and job.wanted is not None:
+                row.is_late = True
+            else:
+                writes.append(Write(state.key, vector, job.wanted))
+    write(connection, target, column, writes)
+    return {(target.entity, row.key) for row in writes}
+
+
+def _forget_dead(connection: Connection, outbox: Table, rows: Mapping[RowName, Row]) -> None:
+    """Delete dead entries of rows that are current now."""
+    c = outbox.c
+    if not rows or not connection.scalar(select(exists().where(c.channel == CHANNEL, c.state == DEAD))):
+        return
+    by_entity: dict[str, set[str]] = {}
+    for (entity, _), row in rows.items():
+        by_entity.setdefault(entity, set()).update(entry.row_key for entry in row.entries)
+    for entity, row_keys in by_entity.items():
+        listed = sorted(row_keys)
+        for start in range(0, len(listed), 500):
+            same = (c.channel == CHANNEL, c.state == DEAD, c.entity == entity)
+            connection.execute(delete(outbox).where(*same, c.row_key.in_(listed[start : start + 500])))

@@ -1,0 +1,147 @@
+"""Texts made of related rows: what has to be watched there, and whose texts a change there changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, select, tuple_
+from sqlalchemy.orm import Mapper, RelationshipProperty, aliased
+from sqlalchemy.orm.interfaces import RelationshipDirection
+
+from sqla_vector.embedding import EmbeddedColumn
+from sqla_vector.tracking.targets import Key, Target
+
+__all__ = ["Dependant", "dependants_of", "has_relations", "keys_in", "lock_related", "own_names"]
+
+
+@dataclass(frozen=True)
+class Dependant:
+    """Rows whose text is made of rows of another class, or of the same one."""
+
+    target: Target
+    column: EmbeddedColumn
+    relations: tuple[str, ...]
+    """The relationships that lead from the dependant to the other class."""
+    mapper: Mapper[Any]
+    """The other class."""
+    names: frozenset[str]
+    """Its attributes whose change changes the text."""
+    links: frozenset[str]
+    """Those of them that also decide to which row it belongs: their change concerns two dependants."""
+
+    def keys_of(self, connection: Connection, others: Sequence[Key]) -> set[Key]:
+        """Return the keys of the dependants of rows of the other class, as the database has them now."""
+        found: set[Key] = set()
+        for start in range(0, len(others), 500):
+            stmt, alias = self.path()
+            names = [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
+            columns = [getattr(alias, name) for name in names]
+            found |= {
+                tuple(row) for row in connection.execute(stmt.where(keys_in(columns, others[start : start + 500])))
+            }
+        return found
+
+    def path(self) -> tuple[Select[Any], Any]:
+        """Return the query of the dependants' keys joined to the other class, and the alias of that."""
+        stmt: Any = select(*self.target.key_attributes)
+        return _joined(stmt, self.target.mapper, self.relations)
+
+
+def _joined(stmt: Any, mapper: Mapper[Any], relations: Sequence[str]) -> tuple[Any, Any]:
+    at: Any = mapper.class_
+    stmt = stmt.select_from(at)
+    for name in relations:
+        relation = getattr(at, name)
+        at = aliased(relation.property.entity.class_)
+        stmt = stmt.join(relation.of_type(at))
+    return stmt, at
+
+
+def keys_in(columns: Sequence[Any], keys: Sequence[Key]) -> Any:
+    """Return the criterion that columns are one of some keys."""
+    if len(columns) == 1:
+        return columns[0].in_([key[0] for key in keys])
+    return tuple_(*columns).in_(keys)
+
+
+def _chains(column: EmbeddedColumn) -> Iterator[tuple[tuple[str, ...], str | None]]:
+    """Yield the relationships and the column's attribute of each dependency, None for a related row as such."""
+    for dependency in column.dependencies:
+        if isinstance(dependency.mapper._props.get(dependency.key), RelationshipProperty):
+            yield (*dependency.path, dependency.key), None
+        else:
+            yield dependency.path, dependency.key
+
+
+def has_relations(column: EmbeddedColumn) -> bool:
+    """Tell whether a text is made of related rows."""
+    return any(relations for relations, _ in _chains(column))
+
+
+def own_names(column: EmbeddedColumn) -> frozenset[str]:
+    """Return the attributes of the row itself whose change may change its text."""
+    names: set[str] = set()
+    for relations, name in _chains(column):
+        names |= _step_names(column.mapper, relations[0]) if relations else {str(name)}
+    return frozenset(names)
+
+
+def _step_names(mapper: Mapper[Any], relation: str) -> set[str]:
+    """Return a relationship and the attributes of its foreign key."""
+    prop = mapper.relationships[relation]
+    local = {mapper.get_property_by_column(c).key for c in prop.local_columns if c in mapper.columns.values()}
+    keys = {mapper.get_property_by_column(c).key for c in mapper.primary_key}
+    return {relation} | (local - keys)
+
+
+def dependants_of(target: Target) -> Iterator[Dependant]:
+    """Yield what has to be watched elsewhere for the vectors of a target."""
+    for column in target.columns:
+        for prefix in dict.fromkeys(
+            relations[:depth] for relations, _ in _chains(column) for depth in range(1, len(relations) + 1)
+        ):
+            yield _dependant(target, column, prefix)
+
+
+def _dependant(target: Target, column: EmbeddedColumn, prefix: tuple[str, ...]) -> Dependant:
+    owner, names, links = target.mapper, set[str](), set[str]()
+    for relation in prefix:
+        prop = owner.relationships[relation]
+        owner = prop.mapper
+    for relations, name in _chains(column):
+        if relations == prefix:
+            names |= {name} if name is not None else {p.key for p in owner.column_attrs}
+        elif relations[: len(prefix)] == prefix:
+            names |= _step_names(owner, relations[len(prefix)])
+    if prop.direction is RelationshipDirection.ONETOMANY:
+        links |= {owner.get_property_by_column(c).key for c in prop.remote_side if c in owner.columns.values()}
+    # Reverse sides of the relationship: whoever assigns there moves the row too.
+    links |= {
+        reverse.key for reverse in prop._reverse_property if reverse.parent.isa(owner) or owner.isa(reverse.parent)
+    }
+    return Dependant(target, column, prefix, owner, frozenset(names | links), frozenset(links))
+
+
+def lock_related(connection: Connection, target: Target, column: EmbeddedColumn, keys: Sequence[Key]) -> set[Key]:
+    """Keep the rows that texts are made of from being changed, and return the keys for which that succeeds.
+
+    A transaction that changes an author looks for the author's articles, and does not see one that another
+    transaction is just adding.  Whoever embeds that article waits here for neither: with the author's row locked by
+    somebody else, the article is left for later.
+    """
+    free = set(keys)
+    for dependant in dependants_of(target):
+        if dependant.column is not column:
+            continue
+        stmt, alias = dependant.path()
+        stmt = stmt.where(keys_in(target.key_attributes, keys))
+        names = [dependant.mapper.get_property_by_column(c).key for c in dependant.mapper.primary_key]
+        pairs = stmt.add_columns(*(getattr(alias, name) for name in names))
+        wanted = {tuple(row) for row in connection.execute(pairs)}
+        locked = {
+            tuple(row) for row in connection.execute(pairs.with_for_update(read=True, skip_locked=True, of=alias))
+        }
+        free -= {row[: len(target.key_columns)] for row in wanted - locked}
+    return free

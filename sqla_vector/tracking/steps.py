@@ -1,0 +1,217 @@
+"""One algorithm for synchronous and asynchronous programs: a generator says what is to be done, a driver does it.
+
+A generator yields steps and is sent their results; a step that fails is raised where it was yielded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Table
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
+from sqla_vector.embedding import Embedder, aembed, embed
+from sqla_vector.exc import EmbedderUnavailable, InvalidOption
+from sqla_vector.types import support_of
+
+__all__ = ["AsyncDriver", "Call", "Driver", "Embedding", "Pause", "Step", "Steps", "Transaction", "is_asynchronous"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """Call a function with a connection in a transaction, which is committed after it."""
+
+    function: Callable[[Connection], Any]
+    to_write: bool = True
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Embed texts, outside of any transaction."""
+
+    embedder: Embedder
+    texts: list[str]
+    timeout: float | None
+    """Seconds after which it counts as out of reach."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait, unless told to stop meanwhile."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Call:
+    """Call a function of the user, which may be asynchronous in an asynchronous program."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+Step = Transaction | Embedding | Pause | Call
+Steps = Generator[Step, Any, T]
+
+
+def is_asynchronous(sessions: Any) -> bool:
+    """Tell whether a maker makes sessions that are awaited.
+
+    Raises:
+        InvalidOption: it makes none.
+    """
+    if isinstance(sessions, async_sessionmaker) or (isinstance(sessions, type) and issubclass(sessions, AsyncSession)):
+        return True
+    if isinstance(sessions, sessionmaker) or (isinstance(sessions, type) and issubclass(sessions, Session)):
+        return False
+    raise InvalidOption(f"expected a sessionmaker or an async_sessionmaker, got {sessions!r}")
+
+
+def _timed_out(embedder: Embedder, timeout: float) -> EmbedderUnavailable:
+    return EmbedderUnavailable(f"the embedder {embedder.name} gave no answer within {timeout:g} seconds")
+
+
+def _begin(session: Session, outbox: Table, to_write: bool) -> Connection:
+    connection = session.connection(bind_arguments={"clause": outbox})
+    support_of(connection.dialect).begin(connection, to_write=to_write)
+    return connection
+
+
+class Driver:
+    """Does steps in a synchronous program.
+
+    Args:
+        sessions: makes sessions.
+        outbox: a table of the database that is meant.
+    """
+
+    def __init__(self, sessions: Callable[[], Session], outbox: Table) -> None:
+        self._sessions = sessions
+        self._outbox = outbox
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Let pauses end, now and from now on."""
+        self._stopped.set()
+
+    def run(self, steps: Steps[T]) -> T:
+        """Do all steps, and return the generator's result."""
+        advance: Callable[[], Step] = lambda: next(steps)  # noqa: E731
+        while True:
+            try:
+                step = advance()
+            except StopIteration as finished:
+                result: T = finished.value
+                return result
+            try:
+                answer = self._do(step)
+            except BaseException as error:
+                advance = _throwing(steps, error)
+            else:
+                advance = _sending(steps, answer)
+
+    def _do(self, step: Step) -> Any:
+        if isinstance(step, Transaction):
+            with self._sessions() as session, session.begin():
+                return step.function(_begin(session, self._outbox, step.to_write))
+        if isinstance(step, Embedding):
+            return self._embed(step)
+        if isinstance(step, Call):
+            return step.function(*step.arguments)
+        return self._stopped.wait(step.seconds)
+
+    def _embed(self, step: Embedding) -> NDArray[Any]:
+        if step.timeout is None:
+            return embed(step.embedder, step.texts)
+        answers: SimpleQueue[Any] = SimpleQueue()
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                answers.put((embed(step.embedder, step.texts), None))
+            except BaseException as error:
+                answers.put((None, error))
+            done.set()
+
+        # A thread of its own, since one that hangs for good must not keep the program from going on, nor from ending.
+        threading.Thread(target=run, name=f"embedding by {step.embedder.name}", daemon=True).start()
+        if not done.wait(step.timeout):
+            raise _timed_out(step.embedder, step.timeout)
+        vectors, error = answers.get()
+        if error is not None:
+            raise error
+        found: NDArray[Any] = vectors
+        return found
+
+
+class AsyncDriver:
+    """Does steps in a coroutine.
+
+    Args:
+        sessions: makes asynchronous sessions.
+        outbox: a table of the database that is meant.
+    """
+
+    def __init__(self, sessions: Callable[[], AsyncSession], outbox: Table) -> None:
+        self._sessions = sessions
+        self._outbox = outbox
+        self._stopped = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def stop(self) -> None:
+        """Let pauses end, now and from now on; may be called from anywhere."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stopped.set)
+        else:
+            self._stopped.set()
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Do all steps, and return the generator's result."""
+        self._loop = asyncio.get_running_loop()
+        advance: Callable[[], Step] = lambda: next(steps)  # noqa: E731
+        while True:
+            try:
+                step = advance()
+            except StopIteration as finished:
+                result: T = finished.value
+                return result
+            try:
+                answer = await self._do(step)
+            except BaseException as error:
+                advance = _throwing(steps, error)
+            else:
+                advance = _sending(steps, answer)
+
+    async def _do(self, step: Step) -> Any:
+        if isinstance(step, Transaction):
+            async with self._sessions() as session, session.begin():
+                return await session.run_sync(lambda inner: step.function(_begin(inner, self._outbox, step.to_write)))
+        if isinstance(step, Embedding):
+            try:
+                return await asyncio.wait_for(aembed(step.embedder, step.texts), step.timeout)
+            except TimeoutError:
+                raise _timed_out(step.embedder, step.timeout or 0.0) from None
+        if isinstance(step, Call):
+            answer = step.function(*step.arguments)
+            return await answer if asyncio.iscoroutine(answer) else answer
+        try:
+            return await asyncio.wait_for(self._stopped.wait(), step.seconds)
+        except TimeoutError:
+            return False
+
+
+def _sending(steps: Steps[Any], answer: Any) -> Callable[[], Step]:
+    return lambda: steps.send(answer)
+
+
+def _throwing(steps: Steps[Any], error: BaseException) -> Callable[[], Step]:
+    return lambda: steps.throw(error)

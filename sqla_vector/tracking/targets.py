@@ -1,0 +1,233 @@
+"""Which rows of which tables have vectors to be kept, and how a row is named in the outbox."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from sqlalchemy import Column, Table, TypeDecorator, inspect
+from sqlalchemy.orm import Mapper, configure_mappers, registry
+
+from sqla_vector.embedding import EmbeddedColumn, Embedder, Model, embedded_columns
+from sqla_vector.embedding.declaration import embedded_mappers
+from sqla_vector.embedding.embedder import model_of
+from sqla_vector.exc import InvalidDeclaration, InvalidOption
+from sqla_vector.types import VectorType
+
+__all__ = ["Embedders", "Key", "Models", "Target", "target_of", "targets_of"]
+
+Key = tuple[Any, ...]
+"""A primary key's values, in the order of the table's columns."""
+
+Models = type[Any] | registry | Iterable[type[Any]]
+"""A declarative base, a registry, or mapped classes."""
+
+_DECODERS: Final[dict[type, Callable[[Any], Any]]] = {
+    int: int,
+    str: str,
+    uuid.UUID: uuid.UUID,
+    datetime.date: datetime.date.fromisoformat,
+    datetime.datetime: datetime.datetime.fromisoformat,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The embedded columns that a mapped class declares for one table."""
+
+    mapper: Mapper[Any]
+    """The topmost class that has them."""
+    table: Table
+    columns: tuple[EmbeddedColumn, ...]
+
+    @property
+    def entity(self) -> str:
+        """The table, as the outbox names it."""
+        return self.table.fullname
+
+    @cached_property
+    def key_columns(self) -> tuple[Column[Any], ...]:
+        """The primary key's columns."""
+        return tuple(self.table.primary_key.columns)
+
+    @cached_property
+    def key_names(self) -> tuple[str, ...]:
+        """The attributes that hold the primary key."""
+        return tuple(self.mapper.get_property_by_column(column).key for column in self.key_columns)
+
+    @cached_property
+    def key_attributes(self) -> tuple[Any, ...]:
+        """The same as attributes of the class, for queries."""
+        return tuple(getattr(self.mapper.class_, name) for name in self.key_names)
+
+    @cached_property
+    def _decoders(self) -> tuple[Callable[[Any], Any], ...]:
+        return tuple(_decoder(column) for column in self.key_columns)
+
+    def encode(self, key: Sequence[Any]) -> str:
+        """Return a key as the outbox has it."""
+        plain = [_plain(column, value) for column, value in zip(self.key_columns, key, strict=True)]
+        return json.dumps(plain, separators=(",", ":"), ensure_ascii=False)
+
+    def decode(self, row_key: str) -> Key:
+        """Return the key of an entry.
+
+        Raises:
+            ValueError: it is none of this table.
+        """
+        values = json.loads(row_key)
+        if not isinstance(values, list) or len(values) != len(self.key_columns):
+            raise ValueError(f"{row_key} is no key of {self.entity}")
+        return tuple(decode(value) for decode, value in zip(self._decoders, values, strict=True))
+
+
+def _plain(column: Column[Any], value: Any) -> Any:
+    if isinstance(column.type, TypeDecorator) and not isinstance(value, (int, str, uuid.UUID, datetime.date)):
+        value = column.type.process_bind_param(value, None)  # type: ignore[arg-type]
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    return value.isoformat() if isinstance(value, datetime.date) else value
+
+
+def _decoder(column: Column[Any]) -> Callable[[Any], Any]:
+    type_: Any = column.type
+    inner = type_.impl_instance if isinstance(type_, TypeDecorator) else type_
+    try:
+        decode = _DECODERS.get(inner.python_type)
+    except NotImplementedError:
+        decode = None
+    if decode is str and getattr(inner, "enums", None) is not None:
+        decode = None
+    if decode is None:
+        raise InvalidDeclaration(
+            f"{column.table.name}.{column.name}: keys of type {type_!r} cannot be written into an outbox; "
+            "integers, strings, UUIDs, dates and datetimes can"
+        )
+    if isinstance(type_, TypeDecorator):
+        return lambda value: type_.process_result_value(decode(value), None)  # type: ignore[arg-type]
+    return decode
+
+
+def targets_of(models: Models | None = None) -> tuple[Target, ...]:
+    """Return the targets of models, of all that are mapped if None.
+
+    Raises:
+        InvalidDeclaration: two classes have a table of one name, or a table's key cannot be written down.
+        InvalidOption: models are none.
+    """
+    declared: dict[tuple[Mapper[Any], Table], list[EmbeddedColumn]] = {}
+    for mapper in sorted(_mappers(models), key=lambda m: (m.class_.__module__, m.class_.__qualname__)):
+        inherited = {c.column for c in embedded_columns(mapper.inherits)} if mapper.inherits is not None else set()
+        for column in embedded_columns(mapper):
+            if column.column not in inherited and isinstance(column.column.table, Table):
+                declared.setdefault((mapper, column.column.table), []).append(column)
+    targets = tuple(Target(mapper, table, tuple(columns)) for (mapper, table), columns in declared.items())
+    tables: dict[str, Table] = {}
+    for target in targets:
+        _ = target._decoders
+        if tables.setdefault(target.entity, target.table) is not target.table:
+            raise InvalidDeclaration(
+                f"two models have a table {target.entity}; name those that are meant, such as models=Base"
+            )
+    return targets
+
+
+def _mappers(models: Models | None) -> set[Mapper[Any]]:
+    configure_mappers()
+    if models is None:
+        return set(embedded_mappers())
+    if isinstance(models, registry):
+        return {mapper for mapper in models.mappers if embedded_columns(mapper)}
+    if isinstance(models, type):
+        mapped = inspect(models, raiseerr=False)
+        if isinstance(mapped, Mapper):
+            return set(mapped.self_and_descendants)
+        own = getattr(models, "registry", None)
+        if isinstance(own, registry):
+            below = {m for m in own.mappers if issubclass(m.class_, models)}
+            return {mapper for mapper in below if embedded_columns(mapper)}
+    elif isinstance(models, Iterable):
+        listed = list(models)
+        if listed and all(isinstance(model, type) for model in listed):
+            return set().union(*(_mappers(model) for model in listed))
+    raise InvalidOption(f"models= is a declarative base, a registry or mapped classes, got {models!r}")
+
+
+def target_of(attribute: Any, targets: Sequence[Target]) -> tuple[Target, EmbeddedColumn]:
+    """Return the target and the embedded column of an attribute such as ``Article.embedding``.
+
+    Raises:
+        InvalidOption: it is no embedded column.
+    """
+    mapper, key = inspect(getattr(attribute, "parent", None), raiseerr=False), getattr(attribute, "key", None)
+    if isinstance(mapper, Mapper):
+        for target in targets:
+            for column in target.columns:
+                if column.key == key and mapper.isa(target.mapper):
+                    return target, column
+    raise InvalidOption(
+        f"expected an attribute that embedding_column() declares, such as Article.embedding; got {attribute!r}"
+    )
+
+
+class Embedders:
+    """The embedders of a program by the names that models call them.
+
+    Args:
+        given: an embedder for each name; a :class:`Model` where a program only needs to know what rows should have,
+            and leaves the embedding to workers.
+
+    Raises:
+        InvalidOption: an entry is neither.
+    """
+
+    def __init__(self, given: dict[str, Embedder | Model]) -> None:
+        if not isinstance(given, dict) or not all(isinstance(name, str) and name for name in given):
+            raise InvalidOption(f'embedders= is a dict from names to embedders, {{"minilm": embedder}}, got {given!r}')
+        self._models = {name: one if isinstance(one, Model) else model_of(one) for name, one in given.items()}
+        self._embedders = {name: one for name, one in given.items() if not isinstance(one, Model)}
+        self._given = dict(given)
+
+    @property
+    def given(self) -> dict[str, Embedder | Model]:
+        """What was given."""
+        return dict(self._given)
+
+    def model(self, column: EmbeddedColumn) -> Model:
+        """Return the model of a column's vectors.
+
+        Raises:
+            InvalidOption: nothing was given under the name.
+        """
+        found = self._models.get(column.spec.embedder)
+        if found is None:
+            raise self._missing(column)
+        return found
+
+    def embedder(self, column: EmbeddedColumn) -> Embedder:
+        """Return the embedder of a column.
+
+        Raises:
+            InvalidOption: none was given under the name, or one of another dimension.
+        """
+        found = self._embedders.get(column.spec.embedder)
+        if found is None:
+            raise self._missing(column)
+        type_ = column.column.type
+        if isinstance(type_, VectorType) and type_.dim != found.dimensions:
+            raise InvalidOption(
+                f"{column} has {type_.dim:,} dimensions, and the embedder {found.name} makes {found.dimensions:,}"
+            )
+        return found
+
+    def _missing(self, column: EmbeddedColumn) -> InvalidOption:
+        name = column.spec.embedder
+        if name in self._models:
+            return InvalidOption(f'{column} is embedded here, and embedders["{name}"] is only the name of a model')
+        have = ", ".join(sorted(self._models)) or "none"
+        return InvalidOption(f'{column} needs an embedder named {name!r}, got {have}; give embedders={{"{name}": ...}}')

@@ -1,0 +1,179 @@
+"""What rows have, and what they should have: their texts, fingerprints and vectors, read and written by key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from numpy.typing import NDArray
+from sqlalchemy import Connection, bindparam, select, tuple_, update
+from sqlalchemy import column as plain_column
+from sqlalchemy import table as plain_table
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, defer, selectinload
+
+from sqla_vector.embedding import EmbeddedColumn, Model, fingerprint
+from sqla_vector.exc import InvalidText
+from sqla_vector.tracking.related import has_relations, keys_in
+from sqla_vector.tracking.targets import Key, Target
+
+__all__ = ["RowState", "read", "read_after", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """What a row has for one embedded column."""
+
+    key: Key
+    text: str | None
+    """What may be known of its text, None if it has none."""
+    error: str | None
+    """Why it has no text that can be embedded."""
+    stored: str | None
+    """Its fingerprint."""
+    has_vector: bool
+
+    def wanted(self, model: Model) -> str | None:
+        """Return the fingerprint that it should have."""
+        return fingerprint(model, self.text)
+
+    def is_current(self, model: Model) -> bool:
+        """Tell whether its vector is the one of its text and a model."""
+        wanted = self.wanted(model)
+        return self.error is None and self.stored == wanted and self.has_vector == (wanted is not None)
+
+
+def read(
+    connection: Connection, target: Target, column: EmbeddedColumn, keys: Sequence[Key], *, lock: bool = False
+) -> dict[Key, RowState]:
+    """Return the states of rows that exist.
+
+    Args:
+        connection: in a transaction.
+        target: the class.
+        column: one of its columns.
+        keys: of the rows.
+        lock: keep others from changing the rows until the transaction ends, and leave out those that somebody is
+            just changing.
+    """
+    if not keys:
+        return {}
+    found = _read(connection, target, column, keys_in(target.key_attributes, keys), len(keys), lock)
+    return {state.key: state for state in found}
+
+
+def read_after(
+    connection: Connection, target: Target, column: EmbeddedColumn, after: Key | None, limit: int
+) -> list[RowState]:
+    """Return the states of the next rows in the order of their keys, from the first one on if ``after`` is None."""
+    criterion = None
+    if after is not None:
+        attributes = target.key_attributes
+        criterion = attributes[0] > after[0] if len(after) == 1 else tuple_(*attributes) > tuple_(*after)
+    return _read(connection, target, column, criterion, limit, False)
+
+
+def _read(
+    connection: Connection, target: Target, column: EmbeddedColumn, criterion: Any, limit: int, lock: bool
+) -> list[RowState]:
+    class_ = target.mapper.class_
+    keys = target.key_attributes
+    stored = getattr(class_, column.fingerprint_key)
+    has_vector = getattr(class_, column.key).is_not(None)
+    source = column.spec.source
+    by_columns = source.function is None and not has_relations(column)
+    texts = [getattr(class_, path) for path in source.paths] if by_columns else [class_]
+    stmt: Any = select(*keys, stored, has_vector, *texts).order_by(*keys).limit(limit)
+    if criterion is not None:
+        stmt = stmt.where(criterion)
+    if lock:
+        stmt = stmt.with_for_update(skip_locked=True, key_share=True, of=class_)
+    if by_columns:
+        rows = connection.execute(stmt)
+        count = len(keys)
+        return [
+            _state(column, tuple(row[:count]), row[count], row[count + 1], _Texts(source.paths, row[count + 2 :]))
+            for row in rows
+        ]
+    stmt = stmt.options(*_loading(target, column))
+    # A session of its own sees the rows as they are, whatever the user's session holds of them.
+    with Session(connection, join_transaction_mode="rollback_only", autoflush=False) as session:
+        found = session.execute(stmt).all()
+        return [_state(column, tuple(row[: len(keys)]), row[-3], row[-2], row[-1]) for row in found]
+
+
+class _Texts(SimpleNamespace):
+    """The attributes of a row that make its text."""
+
+    def __init__(self, names: Sequence[str], values: Sequence[Any]) -> None:
+        super().__init__(**dict(zip(names, values, strict=True)))
+
+
+def _loading(target: Target, column: EmbeddedColumn) -> list[Any]:
+    """Return the options that load what a text is made of in as many queries as there are relationships."""
+    options: list[Any] = [defer(getattr(target.mapper.class_, other.key)) for other in target.columns]
+    for dependency in column.dependencies:
+        at, option = target.mapper, None
+        relations = list(dependency.path)
+        if dependency.key in dependency.mapper.relationships:
+            relations.append(dependency.key)
+        for name in relations:
+            relation = getattr(at.class_, name)
+            option = selectinload(relation) if option is None else option.selectinload(relation)
+            at = at.relationships[name].mapper
+        if option is not None:
+            options.append(option)
+    return options
+
+
+def _state(column: EmbeddedColumn, key: Key, stored: str | None, has_vector: Any, entity: Any) -> RowState:
+    try:
+        text, error = column.text_of(entity), None
+    except SQLAlchemyError:
+        raise
+    except Exception as fault:
+        # A function of the user may fail in any way at a row, which must not keep the others from being embedded.
+        reason = str(fault) if isinstance(fault, InvalidText) else f"the source failed: {type(fault).__name__}: {fault}"
+        text, error = None, reason
+    return RowState(key, text, error, stored, bool(has_vector))
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A vector and its fingerprint for a row, both None for a row without text."""
+
+    key: Key
+    vector: NDArray[Any] | None
+    fingerprint: str | None
+
+
+def write(connection: Connection, target: Target, column: EmbeddedColumn, rows: Sequence[Write]) -> None:
+    """Write vectors with their fingerprints, and nothing else: defaults of an UPDATE do not take part."""
+    if not rows:
+        return
+    beside = column.fingerprint_column
+    keys = target.key_columns
+    lean = plain_table(
+        target.table.name,
+        *(plain_column(c.name, c.type) for c in (*keys, column.column, beside)),
+        schema=target.table.schema,
+    )
+    stmt = update(lean).values(
+        {
+            lean.c[column.column.name]: bindparam("new_vector", type_=column.column.type),
+            lean.c[beside.name]: bindparam("new_fingerprint", type_=beside.type),
+        }
+    )
+    for number, key in enumerate(keys):
+        stmt = stmt.where(lean.c[key.name] == bindparam(f"key_{number}", type_=key.type))
+    parameters = [
+        {
+            "new_vector": row.vector,
+            "new_fingerprint": row.fingerprint,
+            **{f"key_{number}": value for number, value in enumerate(row.key)},
+        }
+        for row in rows
+    ]
+    connection.execute(stmt, parameters)

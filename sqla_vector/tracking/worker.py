@@ -1,0 +1,373 @@
+"""The worker: takes entries from the outbox, embeds their rows, and writes the vectors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, Table
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from sqla_vector.embedding import Embedder, Model
+from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption, VectorError
+from sqla_vector.schema import check_whole_number
+from sqla_vector.tracking.jobs import Batch, Failure, Job, finish, take
+from sqla_vector.tracking.outbox import CHANNEL, check_outbox, is_pending
+from sqla_vector.tracking.session import tracking_of
+from sqla_vector.tracking.steps import AsyncDriver, Driver, Embedding, Pause, Steps, Transaction, is_asynchronous
+from sqla_vector.tracking.targets import Embedders, Models, Target, targets_of
+
+__all__ = ["Outcome", "Worker"]
+
+logger = logging.getLogger("sqla_vector.tracking")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the rows of a batch, or of several."""
+
+    entries: int = 0
+    """Entries that were taken."""
+    written: int = 0
+    """Rows whose vectors were written."""
+    current: int = 0
+    """Rows that were current already, or are gone."""
+    late: int = 0
+    """Rows that are left for later because they were being changed."""
+    retried: int = 0
+    """Rows that failed and are tried again."""
+    dead: int = 0
+    """Rows that failed for the last time."""
+    postponed: int = 0
+    """Entries given back because the embedder cannot be reached."""
+
+    def __add__(self, other: Outcome) -> Outcome:
+        return Outcome(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass
+class _Outage:
+    """An embedder that cannot be reached."""
+
+    failures: int = 0
+    until: float = 0.0
+    """When it is tried again, by this process's clock."""
+
+
+class Worker:
+    """Works off an outbox: ``run()`` until it is stopped, ``run_once()`` a batch.
+
+    Any number of workers share the work.  Entries are taken for the time of a lease, by the database's clock; texts
+    are embedded outside of transactions; a vector is written if the row still has the text that it was made of, in
+    the transaction that deletes the entry.  So a worker may be killed at any moment: what it had not finished is
+    taken up by others when the lease ends.
+
+    Args:
+        sessions: a ``sessionmaker`` or an ``async_sessionmaker``.  What :func:`track` was given for it holds here too.
+        embedders: by name, if not those of ``track()``.
+        outbox: the table, if not that of ``track()``.
+        models: as for ``track()``.
+        batch_size: entries taken at a time.
+        lease: seconds after which others may take what this worker has not finished.
+        timeout: seconds after which a call of an embedder counts as failed, less than the lease; None waits.
+        attempts: how often a row is tried before it is dead.
+        backoff: seconds before the second attempt; doubled for each further one, and varied at random.
+        max_backoff: seconds between two attempts at most, also while an embedder or the database cannot be reached.
+        poll: seconds between two looks at an empty outbox.
+        name: of the worker, in ``claimed_by``; by default the host's name and the process.
+
+    Raises:
+        InvalidOption: an argument is out of its range, or an embedder is missing.
+    """
+
+    def __init__(
+        self,
+        sessions: Any,
+        *,
+        embedders: dict[str, Embedder | Model] | None = None,
+        outbox: Table | None = None,
+        models: Models | None = None,
+        batch_size: int = 256,
+        lease: float = 300.0,
+        timeout: float | None = 120.0,
+        attempts: int = 5,
+        backoff: float = 1.0,
+        max_backoff: float = 300.0,
+        poll: float = 1.0,
+        name: str | None = None,
+    ) -> None:
+        self.is_async = is_asynchronous(sessions)
+        tracking = tracking_of(sessions)
+        if embedders is None and tracking is None:
+            raise InvalidOption("the worker has no embedders; give embedders=, or track() the sessions before")
+        self._embedders = Embedders(embedders) if embedders is not None else tracking.embedders  # type: ignore[union-attr]
+        known = outbox if outbox is not None else None if tracking is None else tracking.outbox
+        if known is None:
+            raise InvalidOption("the worker has no outbox; give outbox=, the table of outbox_table(Base.metadata)")
+        self._outbox = check_outbox(known)
+        self._targets = targets_of(models) if models is not None or tracking is None else tracking.targets
+        self._targets = _served(self._targets, self._embedders)
+        self._batch_size = check_whole_number(batch_size, "batch_size", 1, 10_000)
+        self._lease = _seconds(lease, "lease", 0.001)
+        self._timeout = None if timeout is None else _seconds(timeout, "timeout", 0.001)
+        if self._timeout is not None and self._timeout >= self._lease:
+            raise InvalidOption(
+                f"lease ({lease:g} s) must be longer than timeout ({timeout:g} s): others would take up what this "
+                "worker is still embedding"
+            )
+        self._max_backoff = _seconds(max_backoff, "max_backoff", 0.0)
+        self._backoff = _seconds(backoff, "backoff", 0.0)
+        self._attempts = check_whole_number(attempts, "attempts", 1, 1000)
+        self._poll = _seconds(poll, "poll", 0.001)
+        self.name = f"{socket.gethostname()[:24]}:{os.getpid()}" if name is None else _name(name)
+        self._stopping = False
+        self._outages: dict[str, _Outage] = {}
+        driver: type[Any] = AsyncDriver if self.is_async else Driver
+        self._driver: Any = driver(sessions, self._outbox)
+
+    def run_once(self) -> Outcome:
+        """Work off one batch; nothing to do is an outcome of zeros.
+
+        Raises:
+            InvalidOption: the sessions are asynchronous; await :meth:`arun_once`.
+        """
+        outcome: Outcome = self._synchronous("arun_once").run(self._batch())
+        return outcome
+
+    async def arun_once(self) -> Outcome:
+        """Do the same as :meth:`run_once`, with asynchronous sessions."""
+        outcome: Outcome = await self._asynchronous("run_once").run(self._batch())
+        return outcome
+
+    def run(self, *, until_empty: bool = False, signals: bool = False) -> Outcome:
+        """Work until :meth:`stop` is called.
+
+        Args:
+            until_empty: stop as soon as no entry is pending; retries and the leases of others are waited for.
+            signals: stop gracefully at SIGTERM or SIGINT, at once at the second one; in the main thread only.
+
+        Returns:
+            What became of all rows.
+        """
+        driver = self._synchronous("arun")
+        with self._signals() if signals else _nothing():
+            outcome: Outcome = driver.run(self._loop(until_empty))
+        return outcome
+
+    async def arun(self, *, until_empty: bool = False, signals: bool = False) -> Outcome:
+        """Do the same as :meth:`run`, with asynchronous sessions."""
+        driver = self._asynchronous("run")
+        with self._signals() if signals else _nothing():
+            outcome: Outcome = await driver.run(self._loop(until_empty))
+        return outcome
+
+    def stop(self) -> None:
+        """Have :meth:`run` return when the batch in hand is finished; may be called from other threads."""
+        self._stopping = True
+        self._driver.stop()
+
+    def _synchronous(self, other: str) -> Any:
+        if self.is_async:
+            raise InvalidOption(f"the sessions of this worker are asynchronous: await worker.{other}()")
+        return self._driver
+
+    def _asynchronous(self, other: str) -> Any:
+        if not self.is_async:
+            raise InvalidOption(f"the sessions of this worker are not asynchronous: call worker.{other}()")
+        return self._driver
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._stopping:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            logger.info("%s stops when its batch is finished", self.name)
+            self.stop()
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    # The algorithm.
+
+    def _loop(self, until_empty: bool) -> Steps[Outcome]:
+        total, failures = Outcome(), 0
+        while not self._stopping:
+            try:
+                outcome = yield from self._batch()
+                failures = 0
+                total += outcome
+                if outcome.entries == 0:
+                    if until_empty and not (yield Transaction(self._is_pending, to_write=False)):
+                        break
+                    yield Pause(min(self._poll, 0.05) if until_empty else self._poll)
+                elif outcome.late == outcome.entries:
+                    yield Pause(min(self._poll, 0.1))
+            except DBAPIError as error:
+                if not _is_passing(error):
+                    raise
+                failures += 1
+                pause = self._delay(failures)
+                logger.warning("the database cannot be used, next attempt in %.1f s: %s", pause, error.orig)
+                yield Pause(pause)
+        return total
+
+    def _is_pending(self, connection: Connection) -> bool:
+        return is_pending(connection, self._outbox, CHANNEL, {target.entity for target in self._targets})
+
+    def _batch(self) -> Steps[Outcome]:
+        token = f"{self.name}:{uuid.uuid4().hex[:16]}"
+        targets = self._reachable()
+        if not targets:
+            return Outcome()
+        batch: Batch = yield Transaction(
+            lambda connection: take(
+                connection, self._outbox, targets, self._embedders, token, self._batch_size, self._lease
+            )
+        )
+        if not len(batch):
+            return Outcome()
+        postponed: set[int] = set()
+        for name, embedder, jobs in self._by_embedder(batch):
+            try:
+                yield from self._embed(batch, name, embedder, jobs)
+                self._outages.pop(name, None)
+            except EmbedderUnavailable as error:
+                self._note_outage(name, error)
+                for job in jobs:
+                    row = batch.rows[job.row]
+                    row.is_late = True
+                    postponed.update(row.ids)
+        counts = yield from self._finish(batch)
+        return Outcome(entries=len(batch), postponed=len(postponed), **counts)
+
+    def _reachable(self) -> tuple[Target, ...]:
+        """Return the targets, without tables for which an embedder is needed that cannot be reached."""
+        now = time.monotonic()
+        out = {name for name, outage in self._outages.items() if outage.until > now}
+        waiting = {t.entity for t in self._targets for c in t.columns if c.spec.embedder in out}
+        return tuple(target for target in self._targets if target.entity not in waiting)
+
+    def _note_outage(self, name: str, error: EmbedderUnavailable) -> None:
+        outage = self._outages.setdefault(name, _Outage())
+        outage.failures += 1
+        pause = self._delay(outage.failures)
+        if error.retry_after is not None:
+            # No earlier than it asks for, and not all workers at the same moment.
+            pause = error.retry_after * random.uniform(1.0, 1.1)
+        outage.until = time.monotonic() + pause
+        logger.warning("next attempt in %.1f s: %s", pause, error)
+
+    def _by_embedder(self, batch: Batch) -> list[tuple[str, Embedder, list[Job]]]:
+        found: dict[str, tuple[str, Embedder, list[Job]]] = {}
+        for job in batch.jobs:
+            if job.is_stale and job.wanted is not None:
+                name = job.column.spec.embedder
+                found.setdefault(name, (name, self._embedders.embedder(job.column), []))[2].append(job)
+        return list(found.values())
+
+    def _embed(self, batch: Batch, name: str, embedder: Embedder, jobs: list[Job]) -> Steps[None]:
+        by_text: dict[str, list[Job]] = {}
+        for job in jobs:
+            by_text.setdefault(str(job.state.text), []).append(job)
+        made = yield from self._bisect(embedder, list(by_text))
+        for text, result in made.items():
+            if isinstance(result, np.ndarray):
+                batch.vectors[name, text] = result
+            else:
+                for job in by_text[text]:
+                    batch.rows[job.row].failure = Failure(f"{job.column}: {result}")
+
+    def _bisect(self, embedder: Embedder, texts: list[str]) -> Steps[dict[str, NDArray[Any] | str]]:
+        """Embed texts, and halve those that fail until the one is found that does."""
+        try:
+            vectors = yield Embedding(embedder, texts, self._timeout)
+        except EmbedderUnavailable:
+            raise
+        except EmbedderError as error:
+            if len(texts) == 1:
+                return {texts[0]: str(error)}
+            middle = len(texts) // 2
+            left = yield from self._bisect(embedder, texts[:middle])
+            right = yield from self._bisect(embedder, texts[middle:])
+            return left | right
+        return dict(zip(texts, vectors, strict=True))
+
+    def _finish(self, batch: Batch) -> Steps[dict[str, int]]:
+        """Write what was made; a row that the database refuses fails alone."""
+        delays = [self._delay(number) for number in range(1, self._attempts)]
+        later = random.uniform(0.02, 0.1)
+
+        def settle(part: Batch) -> Transaction:
+            return Transaction(lambda c: finish(c, self._outbox, part, self._embedders, delays, later))
+
+        counts: dict[str, int]
+        try:
+            counts = yield settle(batch)
+            return counts
+        except (DBAPIError, VectorError) as error:
+            if isinstance(error, DBAPIError) and _is_passing(error):
+                raise
+        counts = {}
+        for part in batch.split():
+            try:
+                found = yield settle(part)
+            except (DBAPIError, VectorError) as error:
+                if isinstance(error, DBAPIError) and _is_passing(error):
+                    raise
+                for row in part.rows.values():
+                    # The driver's own words: SQLAlchemy's have the parameters too.
+                    row.failure = Failure(f"cannot be written: {getattr(error, 'orig', None) or error}")
+                found = yield settle(part)
+            counts = {name: counts.get(name, 0) + number for name, number in found.items()}
+        return counts
+
+    def _delay(self, failures: int) -> float:
+        """Return a random time that grows with the failures, so that workers do not come back all at once."""
+        longest = min(self._max_backoff, self._backoff * 2.0 ** min(failures - 1, 30))
+        return random.uniform(longest / 2, longest)
+
+
+def _served(targets: tuple[Target, ...], embedders: Embedders) -> tuple[Target, ...]:
+    for target in targets:
+        for column in target.columns:
+            embedders.embedder(column)
+    return targets
+
+
+def _is_passing(error: DBAPIError) -> bool:
+    """Tell whether the database may work again without anybody changing a program."""
+    return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+
+
+def _seconds(value: object, name: str, least: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+        raise InvalidOption(f"{name} is a number of seconds, {least:g} or more, got {value!r}")
+    return float(value)
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 40:
+        raise InvalidOption(f"a worker's name has 1 to 40 printable characters, got {value!r}")
+    return value
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
