@@ -16,7 +16,15 @@ from sqla_vector.embedding.source import SourceText
 from sqla_vector.exc import InvalidDeclaration, InvalidOption
 from sqla_vector.types import VectorType
 
-__all__ = ["PRIVATE", "Dependency", "EmbeddedColumn", "EmbeddingSpec", "embedded_columns", "embedded_mappers", "embedding_column"]
+__all__ = [
+    "PRIVATE",
+    "Dependency",
+    "EmbeddedColumn",
+    "EmbeddingSpec",
+    "embedded_columns",
+    "embedded_mappers",
+    "embedding_column",
+]
 
 When = Literal["flush", "worker"]
 
