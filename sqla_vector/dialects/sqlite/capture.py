@@ -120,10 +120,9 @@ class _Statements:
                 case "delete" if mark.path or deletes:
                     yield self._entry(mark, "OLD", "", "upsert" if mark.path else "delete")
                 case "replace" if self._capture.unique and (mark.path or deletes):
-                    yield self._replaced(mark, "")
+                    yield self._replaced(mark, is_update=False)
                 case "replace_update" if self._capture.unique and (mark.path or deletes):
-                    identifying = dict.fromkeys(name for names in self._capture.unique for name in names)
-                    yield self._replaced(mark, self._differs(identifying))
+                    yield self._replaced(mark, is_update=True)
 
     def _is_unmade(self, group: Group) -> str:
         """Return the criterion that a new row lacks a vector; nothing if that is unknown."""
@@ -151,16 +150,22 @@ class _Statements:
             return self._insert(mark, self._rows(mark, source, [], []), operation, condition)
         return self._insert(mark, f"SELECT {self._key(mark, source)} AS row_key", operation, condition)
 
-    def _replaced(self, mark: Mark, condition: str) -> str:
+    def _replaced(self, mark: Mark, *, is_update: bool) -> str:
         """Return an entry of the rows that an INSERT or UPDATE deletes if it is one OR REPLACE, or of what they mark.
 
         Whether it is one a trigger cannot know; an entry too many costs a look.
         """
-        collides = " OR ".join(
-            "(" + " AND ".join(f"t0.{self._quote(name)} = NEW.{self._quote(name)}" for name in names) + ")"
-            for names in self._capture.unique
-        )
-        rows = self._rows(mark, "t0", [f"{self._table} AS t0"], [f"({collides})"])
+        collisions = []
+        for names in self._capture.unique:
+            same = [f"t0.{self._quote(name)} = NEW.{self._quote(name)}" for name in names]
+            if is_update:
+                # Else the row collides with itself.
+                same.append(f"({self._differs(names)})")
+            collisions.append(f"({' AND '.join(same)})")
+        rows = self._rows(mark, "t0", [f"{self._table} AS t0"], [f"({' OR '.join(collisions)})"])
+        condition = ""
+        if is_update:
+            condition = self._differs(dict.fromkeys(name for names in self._capture.unique for name in names))
         return self._insert(mark, rows, "upsert", condition)
 
     def _insert(self, mark: Mark, rows: str, operation: str, condition: str) -> str:
