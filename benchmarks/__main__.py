@@ -17,6 +17,7 @@ PROGRAMS = {
     "plugin": "what the plugin costs a model without vectors, and importing the package",
     "memory": "memory while a generator of a million rows is loaded",
     "migrations": "both databases: what comparing models with vectors adds to Alembic's autogenerate",
+    "tracking": "both databases: flushes of tracked sessions, the worker, check",
     "scaling": "both databases: how searches grow with rows and dimension",
 }
 

@@ -22,6 +22,7 @@ GROUPS = (
     "PostgreSQL, reading",
     "PostgreSQL, searching",
     "SQLite",
+    "Tracking",
     "Costs",
 )
 

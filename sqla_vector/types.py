@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sqlalchemy import LargeBinary, Select, event, type_coerce
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.schema import Column, Table
+from sqlalchemy.sql import FromClause
 from sqlalchemy.sql.elements import BinaryExpression, ColumnElement
 from sqlalchemy.sql.operators import OperatorType
 from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
@@ -55,6 +56,12 @@ class DialectSupport(Protocol):
 
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         """Make sure that a transaction is open in the database, so that a savepoint is inside it."""
+
+    def members(self, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+        """Return the criterion that a column is one of many values, which travel as one parameter if that can be."""
+
+    def texts(self, values: Sequence[str]) -> FromClause:
+        """Return texts as rows of one column ``value``, in their order, which travel as one parameter."""
 
     def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
         """Have the statements of a connection wait a tenth of a second for a lock at most, up to its next commit."""

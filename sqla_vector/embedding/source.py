@@ -44,12 +44,13 @@ class SourceText:
         return text if text is None or self.redact is None else clean(self.redact(text))
 
     def _from_attributes(self, entity: object) -> str | None:
-        parts = {path: _part(entity, path) for path in self.paths}
-        if all(part is None for part in parts.values()):
+        found = [_part(entity, path) for path in self.paths]
+        written = [str(part) for part in found if part is not None]
+        if not written:
             return None
         if self.template is None:
-            return SEPARATOR.join(str(part) for part in parts.values() if part is not None)
-        return _filled(self.template, parts)
+            return SEPARATOR.join(written)
+        return _filled(self.template, dict(zip(self.paths, found, strict=True)))
 
     @classmethod
     def of(
@@ -128,11 +129,16 @@ def _filled(template: str, parts: dict[str, Any]) -> str:
 
 def _part(entity: object, path: str) -> Any:
     """Return the value at a path, None if there is none or nothing to be seen in it."""
-    value: Any = entity
-    for name in path.split("."):
-        if value is None:
-            return None
-        value = getattr(value, name)
+    if "." not in path:
+        value: Any = getattr(entity, path)
+    else:
+        value = entity
+        for name in path.split("."):
+            if value is None:
+                return None
+            value = getattr(value, name)
+    if type(value) is str:
+        return value if value and not value.isspace() else None
     if isinstance(value, (bytes, bytearray, memoryview)):
         raise InvalidText(f"{path} holds bytes, which are no text; give a function as source that decodes them")
     return None if value is None or not str(value).strip() else value
@@ -148,6 +154,8 @@ def clean(text: object) -> str | None:
         return None
     if not isinstance(text, str):
         raise InvalidText(f"a text to embed must be a string, got {type(text).__name__}")
+    if text.isascii():
+        return text if text and not text.isspace() else None
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, delete, exists, select
 
-from sqla_vector.embedding import EmbeddedColumn
+from sqla_vector.embedding import EmbeddedColumn, Model
 from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone
 from sqla_vector.tracking.related import has_relations, lock_related
 from sqla_vector.tracking.targets import Embedders, Key, Target
@@ -21,7 +21,7 @@ RowName = tuple[str, Key]
 """A row: its entity and its key."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Job:
     """A vector to be made, or to be taken away from a row that has no text any more."""
 
@@ -125,11 +125,12 @@ def _find_stale(
 ) -> None:
     model = embedders.model(column)
     for key, state in read(connection, target, column, keys).items():
+        wanted = state.wanted(model)
         if state.error is not None:
             batch.rows[target.entity, key].failure = Failure(f"{column}: {state.error}", is_final=True)
-        elif not (is_current := state.is_current(model)) or has_relations(column):
+        elif not (is_current := state.has(wanted)) or has_relations(column):
             # Current by what is committed; somebody may be changing a related row, as finish() finds out.
-            batch.jobs.append(Job(target, column, state, state.wanted(model), not is_current))
+            batch.jobs.append(Job(target, column, state, wanted, not is_current))
 
 
 def finish(
@@ -206,7 +207,7 @@ def _write_column(
     model = embedders.model(column)
     keys = [job.state.key for job in jobs]
     free = lock_related(connection, target, column, keys) if has_relations(column) else set(keys)
-    now = read(connection, target, column, keys, lock=True)
+    now = read(connection, target, column, keys, lock=True, before={job.state.key: job.state for job in jobs})
     exist = set(now) if set(keys) <= set(now) else set(read(connection, target, column, keys))
     writes: list[Write] = []
     for job in jobs:
@@ -214,9 +215,9 @@ def _write_column(
         if state is None:
             # Deleted meanwhile, or locked by somebody who is changing it.
             row.is_late |= job.state.key in exist
-        elif job.state.key not in free or state.error is not None or state.wanted(model) != job.wanted:
+        elif job.state.key not in free or state.error is not None or _wanted(state, job, model) != job.wanted:
             row.is_late = True
-        elif not state.is_current(model):
+        elif not state.has(job.wanted):
             vector = batch.vectors.get((column.spec.embedder, state.text)) if state.text is not None else None
             if vector is None and job.wanted is not None:
                 row.is_late = True
@@ -224,6 +225,10 @@ def _write_column(
                 writes.append(Write(state.key, vector, job.wanted))
     write(connection, target, column, writes)
     return {(target.entity, row.key) for row in writes}
+
+
+def _wanted(state: RowState, job: Job, model: Model) -> str | None:
+    return job.wanted if state.text is job.state.text else state.wanted(model)
 
 
 def _forget_dead(connection: Connection, outbox: Table, rows: Mapping[RowName, Row]) -> None:

@@ -48,7 +48,7 @@ class _Flush:
     """Vectors that the program set, by object and attribute."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Wish:
     """A vector to be made before the statements."""
 

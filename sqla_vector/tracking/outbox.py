@@ -25,6 +25,7 @@ from sqlalchemy import (
     delete,
     exists,
     insert,
+    literal,
     select,
     update,
 )
@@ -32,6 +33,7 @@ from sqlalchemy import (
 from sqla_vector.dialects.clock import database_now
 from sqla_vector.exc import InvalidOption
 from sqla_vector.schema import check_identifier
+from sqla_vector.types import support_of
 
 __all__ = [
     "CHANNEL",
@@ -58,7 +60,6 @@ PENDING: Final = "pending"
 DEAD: Final = "dead"
 
 _MARK: Final = "sqla_vector_outbox"
-_PART: Final = 500
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,15 @@ def put(
         channel: whose entries they are.
         operation: what was done to the rows.
     """
-    values = [{"entity": entity, "row_key": row_key} for entity, row_key in rows]
-    if values:
+    by_entity: dict[str, list[str]] = {}
+    for entity, row_key in rows:
+        by_entity.setdefault(entity, []).append(row_key)
+    for entity, row_keys in by_entity.items():
+        keys = support_of(connection.dialect).texts(row_keys)
         now = database_now()
-        fixed = {"channel": channel, "operation": operation, "created_at": now, "available_at": now}
-        connection.execute(insert(outbox).values(fixed), values)
+        fixed = (literal(channel), literal(entity), literal(operation), now, now)
+        names = ["channel", "entity", "operation", "created_at", "available_at", "row_key"]
+        connection.execute(insert(outbox).from_select(names, select(*fixed, keys.c.value), include_defaults=False))
 
 
 def claim(
@@ -200,17 +205,17 @@ def is_pending(connection: Connection, outbox: Table, channel: str, entities: Co
 
 def acknowledge(connection: Connection, outbox: Table, token: str, ids: Sequence[int]) -> None:
     """Delete entries that are done, as far as the claim still holds them."""
-    for start in range(0, len(ids), _PART):
-        part = ids[start : start + _PART]
-        connection.execute(delete(outbox).where(outbox.c.id.in_(part), outbox.c.claimed_by == token))
+    if ids:
+        done = support_of(connection.dialect).members(outbox.c.id, ids)
+        connection.execute(delete(outbox).where(done, outbox.c.claimed_by == token))
 
 
 def postpone(connection: Connection, outbox: Table, token: str, ids: Sequence[int], seconds: float = 0.0) -> None:
     """Give entries back, to be claimed again after a time; nothing is counted."""
-    for start in range(0, len(ids), _PART):
+    if ids:
         connection.execute(
             update(outbox)
-            .where(outbox.c.id.in_(ids[start : start + _PART]), outbox.c.claimed_by == token)
+            .where(support_of(connection.dialect).members(outbox.c.id, ids), outbox.c.claimed_by == token)
             .values(claimed_by=None, available_at=database_now() + seconds)
         )
 

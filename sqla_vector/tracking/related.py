@@ -12,6 +12,7 @@ from sqlalchemy.orm.interfaces import RelationshipDirection
 
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.tracking.targets import Key, Target
+from sqla_vector.types import support_of
 
 __all__ = ["Dependant", "dependants_of", "has_relations", "keys_in", "lock_related", "own_names"]
 
@@ -38,9 +39,8 @@ class Dependant:
             stmt, alias = self.path()
             names = [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
             columns = [getattr(alias, name) for name in names]
-            found |= {
-                tuple(row) for row in connection.execute(stmt.where(keys_in(columns, others[start : start + 500])))
-            }
+            part = keys_in(connection, columns, others[start : start + 500])
+            found |= {tuple(row) for row in connection.execute(stmt.where(part))}
         return found
 
     def path(self) -> tuple[Select[Any], Any]:
@@ -59,10 +59,10 @@ def _joined(stmt: Any, mapper: Mapper[Any], relations: Sequence[str]) -> tuple[A
     return stmt, at
 
 
-def keys_in(columns: Sequence[Any], keys: Sequence[Key]) -> Any:
+def keys_in(connection: Connection, columns: Sequence[Any], keys: Sequence[Key]) -> Any:
     """Return the criterion that columns are one of some keys."""
     if len(columns) == 1:
-        return columns[0].in_([key[0] for key in keys])
+        return support_of(connection.dialect).members(columns[0], [key[0] for key in keys])
     return tuple_(*columns).in_(keys)
 
 
@@ -136,7 +136,7 @@ def lock_related(connection: Connection, target: Target, column: EmbeddedColumn,
         if dependant.column is not column:
             continue
         stmt, alias = dependant.path()
-        stmt = stmt.where(keys_in(target.key_attributes, keys))
+        stmt = stmt.where(keys_in(connection, target.key_attributes, keys))
         names = [dependant.mapper.get_property_by_column(c).key for c in dependant.mapper.primary_key]
         pairs = stmt.add_columns(*(getattr(alias, name) for name in names))
         wanted = {tuple(row) for row in connection.execute(pairs)}

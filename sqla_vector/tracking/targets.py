@@ -69,8 +69,14 @@ class Target:
     def _decoders(self) -> tuple[Callable[[Any], Any], ...]:
         return tuple(_decoder(column) for column in self.key_columns)
 
+    @cached_property
+    def _has_number(self) -> bool:
+        return self._decoders == (int,)
+
     def encode(self, key: Sequence[Any]) -> str:
         """Return a key as the outbox has it."""
+        if len(key) == 1 and type(key[0]) is int:
+            return f"[{key[0]}]"
         plain = [_plain(column, value) for column, value in zip(self.key_columns, key, strict=True)]
         return json.dumps(plain, separators=(",", ":"), ensure_ascii=False)
 
@@ -80,6 +86,8 @@ class Target:
         Raises:
             ValueError: it is none of this table.
         """
+        if self._has_number and row_key[1:-1].isdecimal() and row_key[0] == "[" and row_key[-1] == "]":
+            return (int(row_key[1:-1]),)
         values = json.loads(row_key)
         if not isinstance(values, list) or len(values) != len(self.key_columns):
             raise ValueError(f"{row_key} is no key of {self.entity}")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, bindparam, select, tuple_, update
@@ -22,7 +22,10 @@ from sqla_vector.tracking.targets import Key, Target
 __all__ = ["RowState", "read", "read_after", "write"]
 
 
-@dataclass(frozen=True, slots=True)
+_NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
+
+
+@dataclass(slots=True)
 class RowState:
     """What a row has for one embedded column."""
 
@@ -34,6 +37,8 @@ class RowState:
     stored: str | None
     """Its fingerprint."""
     has_vector: bool
+    parts: tuple[Any, ...] | None = None
+    """What the text was made of, where that is the row's own columns."""
 
     def wanted(self, model: Model) -> str | None:
         """Return the fingerprint that it should have."""
@@ -41,12 +46,21 @@ class RowState:
 
     def is_current(self, model: Model) -> bool:
         """Tell whether its vector is the one of its text and a model."""
-        wanted = self.wanted(model)
+        return self.has(self.wanted(model))
+
+    def has(self, wanted: str | None) -> bool:
+        """Tell whether its vector is the one of the fingerprint that it should have."""
         return self.error is None and self.stored == wanted and self.has_vector == (wanted is not None)
 
 
 def read(
-    connection: Connection, target: Target, column: EmbeddedColumn, keys: Sequence[Key], *, lock: bool = False
+    connection: Connection,
+    target: Target,
+    column: EmbeddedColumn,
+    keys: Sequence[Key],
+    *,
+    lock: bool = False,
+    before: Mapping[Key, RowState] = _NOTHING,
 ) -> dict[Key, RowState]:
     """Return the states of rows that exist.
 
@@ -57,10 +71,12 @@ def read(
         keys: of the rows.
         lock: keep others from changing the rows until the transaction ends, and leave out those that somebody is
             just changing.
+        before: how rows were found before; a text that is made of the same is not made again.
     """
     if not keys:
         return {}
-    found = _read(connection, target, column, keys_in(target.key_attributes, keys), len(keys), lock)
+    criterion = keys_in(connection, target.key_attributes, keys)
+    found = _read(connection, target, column, criterion, len(keys), lock, before)
     return {state.key: state for state in found}
 
 
@@ -76,7 +92,13 @@ def read_after(
 
 
 def _read(
-    connection: Connection, target: Target, column: EmbeddedColumn, criterion: Any, limit: int, lock: bool
+    connection: Connection,
+    target: Target,
+    column: EmbeddedColumn,
+    criterion: Any,
+    limit: int,
+    lock: bool,
+    before: Mapping[Key, RowState] = _NOTHING,
 ) -> list[RowState]:
     class_ = target.mapper.class_
     keys = target.key_attributes
@@ -91,24 +113,29 @@ def _read(
     if lock:
         stmt = stmt.with_for_update(skip_locked=True, key_share=True, of=class_)
     if by_columns:
-        rows = connection.execute(stmt)
         count = len(keys)
-        return [
-            _state(column, tuple(row[:count]), row[count], row[count + 1], _Texts(source.paths, row[count + 2 :]))
-            for row in rows
-        ]
+        found = []
+        for row in connection.execute(stmt):
+            key, stored_now, is_there, parts = row[:count], row[count], bool(row[count + 1]), row[count + 2 :]
+            known = before.get(key)
+            if known is not None and known.parts == parts:
+                found.append(RowState(key, known.text, known.error, stored_now, is_there, parts))
+            else:
+                entity = _Texts(zip(source.paths, parts, strict=True))
+                found.append(_state(column, key, stored_now, is_there, entity, parts))
+        return found
     stmt = stmt.options(*_loading(target, column))
     # A session of its own sees the rows as they are, whatever the user's session holds of them.
     with Session(connection, join_transaction_mode="rollback_only", autoflush=False) as session:
-        found = session.execute(stmt).all()
-        return [_state(column, tuple(row[: len(keys)]), row[-3], row[-2], row[-1]) for row in found]
+        entities = session.execute(stmt).all()
+        return [_state(column, tuple(row[: len(keys)]), row[-3], bool(row[-2]), row[-1]) for row in entities]
 
 
-class _Texts(SimpleNamespace):
+class _Texts:
     """The attributes of a row that make its text."""
 
-    def __init__(self, names: Sequence[str], values: Sequence[Any]) -> None:
-        super().__init__(**dict(zip(names, values, strict=True)))
+    def __init__(self, values: Iterable[tuple[str, Any]]) -> None:
+        self.__dict__.update(values)
 
 
 def _loading(target: Target, column: EmbeddedColumn) -> list[Any]:
@@ -128,7 +155,14 @@ def _loading(target: Target, column: EmbeddedColumn) -> list[Any]:
     return options
 
 
-def _state(column: EmbeddedColumn, key: Key, stored: str | None, has_vector: Any, entity: Any) -> RowState:
+def _state(
+    column: EmbeddedColumn,
+    key: Key,
+    stored: str | None,
+    has_vector: bool,
+    entity: Any,
+    parts: tuple[Any, ...] | None = None,
+) -> RowState:
     try:
         text, error = column.text_of(entity), None
     except SQLAlchemyError:
@@ -137,7 +171,7 @@ def _state(column: EmbeddedColumn, key: Key, stored: str | None, has_vector: Any
         # A function of the user may fail in any way at a row, which must not keep the others from being embedded.
         reason = str(fault) if isinstance(fault, InvalidText) else f"the source failed: {type(fault).__name__}: {fault}"
         text, error = None, reason
-    return RowState(key, text, error, stored, bool(has_vector))
+    return RowState(key, text, error, stored, has_vector, parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from numpy.typing import NDArray
-from sqlalchemy import Select, Table, insert
+from sqlalchemy import ColumnElement, FromClause, Select, Table, Text, any_, bindparam, func, insert
+from sqlalchemy import column as sa_column
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
@@ -70,6 +72,13 @@ class PostgreSQLSupport:
 
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         """Every driver's connection is in a transaction already."""
+
+    def members(self, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+        return column == any_(bindparam(None, list(values), type_=ARRAY(column.type)))
+
+    def texts(self, values: Sequence[str]) -> FromClause:
+        array = bindparam(None, list(values), type_=ARRAY(Text))
+        return func.unnest(array).table_valued(sa_column("value", Text)).render_derived()
 
     def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
         connection.exec_driver_sql("SET LOCAL lock_timeout = '100ms'")

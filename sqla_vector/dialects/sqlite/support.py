@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import Thread
@@ -10,7 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Column, Select, Table
+from sqlalchemy import Column, ColumnElement, FromClause, Select, Table, Text, bindparam, func, select
+from sqlalchemy import column as sa_column
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
@@ -73,6 +75,15 @@ class SQLiteSupport:
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         # A savepoint opened outside a transaction would commit when released.
         begin(connection, to_write=to_write)
+
+    def members(self, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+        if not all(type(value) is int or (type(value) is str and "\0" not in value) for value in values):
+            return column.in_(values)
+        return column.in_(select(self.texts(values).c.value))
+
+    def texts(self, values: Sequence[str]) -> FromClause:
+        array = bindparam(None, json.dumps(list(values)), type_=Text)
+        return func.json_each(array).table_valued(sa_column("value", Text))
 
     def brief_lock_wait(self, connection: Connection) -> AbstractContextManager[None]:
         return brief_lock_wait(connection)
