@@ -15,6 +15,7 @@ from sqlalchemy.util import await_only
 from sqlalchemy.util.concurrency import in_greenlet
 
 from sqla_vector.embedding.fingerprint import Model
+from sqla_vector.embedding.quoting import without_texts
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption
 from sqla_vector.values import as_matrix
 
@@ -116,8 +117,8 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> NDArray[np.float32]:
         if inspect.isawaitable(answer):
             answer = _wait(answer, embedder.name)
     except Exception as error:
-        raise _failure(embedder, error) from error
-    return checked(embedder, answer, len(wanted))
+        raise _failure(embedder, error, wanted) from error
+    return _answered(embedder, answer, wanted)
 
 
 async def aembed(embedder: Embedder, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -134,10 +135,10 @@ async def aembed(embedder: Embedder, texts: Sequence[str]) -> NDArray[np.float32
             if inspect.isawaitable(answer):
                 answer = await answer
     except Exception as error:
-        raise _failure(embedder, error) from error
+        raise _failure(embedder, error, wanted) from error
     finally:
         _LOOP.reset(token)
-    return checked(embedder, answer, len(wanted))
+    return _answered(embedder, answer, wanted)
 
 
 def checked(embedder: Embedder, answer: Any, count: int) -> NDArray[np.float32]:
@@ -158,12 +159,22 @@ def _listed(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
-def _failure(embedder: Embedder, error: Exception) -> EmbedderError:
+def _answered(embedder: Embedder, answer: Any, texts: Sequence[str]) -> NDArray[np.float32]:
+    try:
+        return checked(embedder, answer, len(texts))
+    except EmbedderError as error:
+        raise _failure(embedder, error, texts) from error.__cause__
+
+
+def _failure(embedder: Embedder, error: Exception, texts: Sequence[str]) -> EmbedderError:
+    """Return what is raised: an error that says nothing of the texts."""
     if isinstance(error, EmbedderError):
+        error.args = (without_texts(str(error), texts),)
         return error
     # Python's own errors of a lost connection and of a time limit say nothing about the texts.
     kind = EmbedderUnavailable if isinstance(error, (ConnectionError, TimeoutError)) else EmbedderError
-    return kind(f"the embedder {embedder.name} failed: {type(error).__name__}: {error}")
+    said = without_texts(str(error), texts)
+    return kind(f"the embedder {embedder.name} failed: {type(error).__name__}: {said}")
 
 
 def _wait(answer: Awaitable[Any], name: str) -> Any:
