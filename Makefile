@@ -11,7 +11,7 @@ WORKERS ?= logical
 # Further arguments for pytest, such as PYTEST_ARGS="-x -k nearest".
 PYTEST_ARGS ?=
 # The suites that run again under another SQLAlchemy or another sqlite3.
-SUITES = $(wildcard tests/unit tests/conformance tests/alembic tests/migrations tests/embedding)
+SUITES = $(wildcard tests/unit tests/conformance tests/alembic tests/migrations tests/embedding tests/tracking tests/cli)
 # There the pairs of models that are migrated into one another are a sample.
 test-sa20 test-stdlib-sqlite: export SQLA_VECTOR_TEST_MATRIX = sample
 # The question `make demo` answers; taken as it is, since a question may contain a $.
@@ -26,7 +26,7 @@ PINS = pyproject.toml $(wildcard requirements/*.txt)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-main test-sa20 test-stdlib-sqlite lint format bench docs wheel pins clean distclean
+.PHONY: help demo test test-main test-sa20 test-stdlib-sqlite soak lint format bench docs wheel pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -50,6 +50,14 @@ test-stdlib-sqlite:  ## the SQLite suite on a Python whose own sqlite3 can load 
 	  .venv-stdlib/bin/python $(PYTEST) $(SUITES) --backend sqlite_stdlib --backend aiosqlite $(PYTEST_ARGS); \
 	elif [ -z "$$CI" ]; then echo "test-stdlib-sqlite skipped."; \
 	else exit $$status; fi
+
+# One process: the numbers are of kills that happen while everything goes on.
+soak: export SQLA_VECTOR_TEST_KILLS = 1000
+soak: export SQLA_VECTOR_TEST_SQLITE_KILLS = 500
+soak: export SQLA_VECTOR_TEST_TERMINATIONS = 300
+soak: export SQLA_VECTOR_TEST_RESTARTS = 20
+soak: .venv/.installed-test  ## workers and PostgreSQL killed 1,820 times: nothing lost, nothing stale
+	.venv/bin/python -m pytest -s tests/tracking/test_kill.py $(PYTEST_ARGS)
 
 lint: .venv/.installed-lint  ## ruff, mypy --strict and the import contracts
 	.venv/bin/ruff check .

@@ -99,6 +99,13 @@ def running_server() -> Iterator[PostgreSQLServer]:
             server.close()
         return
 
+    with own_server() as server:
+        yield server
+
+
+@contextmanager
+def own_server() -> Iterator[PostgreSQLServer]:
+    """Start a server of our own that ends with this block or this process."""
     # Not pytest's tmp_path: the path of a Unix socket may be about 100 bytes long at most.
     directory = Path(tempfile.mkdtemp(prefix="sqla-vector-"))
     try:
