@@ -24,7 +24,7 @@ from sqla_vector.embedding import Embedder, Model
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption, VectorError
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.jobs import Batch, Failure, Job, finish, take
-from sqla_vector.tracking.outbox import CHANNEL, check_outbox, is_pending
+from sqla_vector.tracking.outbox import CHANNEL, check_outbox, is_pending, postpone
 from sqla_vector.tracking.session import tracking_of
 from sqla_vector.tracking.steps import AsyncDriver, Driver, Embedding, Pause, Steps, Transaction, is_asynchronous
 from sqla_vector.tracking.targets import Embedders, Models, Target, targets_of
@@ -143,12 +143,12 @@ class Worker:
         Raises:
             InvalidOption: the sessions are asynchronous; await :meth:`arun_once`.
         """
-        outcome: Outcome = self._synchronous("arun_once").run(self._batch())
+        outcome: Outcome = self._synchronous("arun_once").run(self._once())
         return outcome
 
     async def arun_once(self) -> Outcome:
         """Do the same as :meth:`run_once`, with asynchronous sessions."""
-        outcome: Outcome = await self._asynchronous("run_once").run(self._batch())
+        outcome: Outcome = await self._asynchronous("run_once").run(self._once())
         return outcome
 
     def run(self, *, until_empty: bool = False, signals: bool = False) -> Outcome:
@@ -208,41 +208,69 @@ class Worker:
 
     def _loop(self, until_empty: bool) -> Steps[Outcome]:
         total, failures = Outcome(), 0
+        batch: Batch | None = None
         while not self._stopping:
             try:
-                outcome = yield from self._batch()
-                failures = 0
-                total += outcome
-                if outcome.entries == 0:
+                if batch is None:
+                    batch = yield from self._take()
+                if batch is None:
                     if until_empty and not (yield Transaction(self._is_pending, to_write=False)):
                         break
                     yield Pause(min(self._poll, 0.05) if until_empty else self._poll)
-                elif outcome.late == outcome.entries:
+                    continue
+                in_hand, batch = batch, None
+                outcome, batch = yield from self._work_off(in_hand, go_on=True)
+                failures = 0
+                total += outcome
+                if outcome.late == outcome.entries:
                     yield Pause(min(self._poll, 0.1))
             except DBAPIError as error:
                 if not _is_passing(error):
                     raise
                 failures += 1
-                pause = self._delay(failures)
-                logger.warning("the database cannot be used, next attempt in %.1f s: %s", pause, error.orig)
-                yield Pause(pause)
+                yield self._pause(failures, error)
+        if batch is not None:
+            yield from self._give_back(batch)
         return total
+
+    def _pause(self, failures: int, error: DBAPIError) -> Pause:
+        pause = self._delay(failures)
+        logger.warning("the database cannot be used, next attempt in %.1f s: %s", pause, error.orig)
+        return Pause(pause)
 
     def _is_pending(self, connection: Connection) -> bool:
         return is_pending(connection, self._outbox, CHANNEL, {target.entity for target in self._targets})
 
-    def _batch(self) -> Steps[Outcome]:
-        token = f"{self.name}:{uuid.uuid4().hex[:16]}"
+    def _once(self) -> Steps[Outcome]:
+        batch = yield from self._take()
+        if batch is None:
+            return Outcome()
+        outcome, _ = yield from self._work_off(batch, go_on=False)
+        return outcome
+
+    def _take(self) -> Steps[Batch | None]:
+        batch: Batch | None = yield Transaction(self._claim)
+        return batch
+
+    def _claim(self, connection: Connection) -> Batch | None:
         targets = self._reachable()
         if not targets:
-            return Outcome()
-        batch: Batch = yield Transaction(
-            lambda connection: take(
-                connection, self._outbox, targets, self._embedders, token, self._batch_size, self._lease
-            )
-        )
-        if not len(batch):
-            return Outcome()
+            return None
+        token = f"{self.name}:{uuid.uuid4().hex[:16]}"
+        batch = take(connection, self._outbox, targets, self._embedders, token, self._batch_size, self._lease)
+        return batch if len(batch) else None
+
+    def _give_back(self, batch: Batch) -> Steps[None]:
+        """Let others have at once what was taken and not begun."""
+        ids = [id_ for row in batch.rows.values() for id_ in row.ids] + [entry.id for entry, _ in batch.broken]
+        try:
+            yield Transaction(lambda connection: postpone(connection, self._outbox, batch.token, ids))
+        except DBAPIError as error:
+            # They come back when the lease ends.
+            logger.warning("%d entries could not be given back: %s", len(ids), error.orig)
+
+    def _work_off(self, batch: Batch, *, go_on: bool) -> Steps[tuple[Outcome, Batch | None]]:
+        """Embed a batch and settle it, and take the next one in the same transaction."""
         postponed: set[int] = set()
         for name, embedder, jobs in self._by_embedder(batch):
             try:
@@ -254,8 +282,8 @@ class Worker:
                     row = batch.rows[job.row]
                     row.is_late = True
                     postponed.update(row.ids)
-        counts = yield from self._finish(batch)
-        return Outcome(entries=len(batch), postponed=len(postponed), **counts)
+        counts, following = yield from self._finish(batch, go_on=go_on)
+        return Outcome(entries=len(batch), postponed=len(postponed), **counts), following
 
     def _reachable(self) -> tuple[Target, ...]:
         """Return the targets, without tables for which an embedder is needed that cannot be reached."""
@@ -309,34 +337,51 @@ class Worker:
             return left | right
         return dict(zip(texts, vectors, strict=True))
 
-    def _finish(self, batch: Batch) -> Steps[dict[str, int]]:
+    def _finish(self, batch: Batch, *, go_on: bool) -> Steps[tuple[dict[str, int], Batch | None]]:
         """Write what was made; a row that the database refuses fails alone."""
         delays = [self._delay(number) for number in range(1, self._attempts)]
         later = random.uniform(0.02, 0.1)
 
-        def settle(part: Batch) -> Transaction:
-            return Transaction(lambda c: finish(c, self._outbox, part, self._embedders, delays, later))
+        def settle(part: Batch, *, go_on: bool = False) -> Transaction:
+            def run(connection: Connection) -> tuple[dict[str, int], Batch | None]:
+                counts = finish(connection, self._outbox, part, self._embedders, delays, later)
+                return counts, self._claim(connection) if go_on and not self._stopping else None
 
-        counts: dict[str, int]
+            return Transaction(run)
+
+        answer: tuple[dict[str, int], Batch | None]
         try:
-            counts = yield settle(batch)
-            return counts
+            answer = yield from self._insist(settle(batch, go_on=go_on), go_on=go_on)
+            return answer
         except (DBAPIError, VectorError) as error:
-            if isinstance(error, DBAPIError) and _is_passing(error):
+            if _is_passing(error):
                 raise
-        counts = {}
+        counts: dict[str, int] = {}
         for part in batch.split():
             try:
-                found = yield settle(part)
+                found, _ = yield from self._insist(settle(part), go_on=go_on)
             except (DBAPIError, VectorError) as error:
-                if isinstance(error, DBAPIError) and _is_passing(error):
+                if _is_passing(error):
                     raise
                 for row in part.rows.values():
                     # The driver's own words: SQLAlchemy's have the parameters too.
                     row.failure = Failure(f"cannot be written: {getattr(error, 'orig', None) or error}")
-                found = yield settle(part)
+                found, _ = yield from self._insist(settle(part), go_on=go_on)
             counts = {name: counts.get(name, 0) + number for name, number in found.items()}
-        return counts
+        return counts, None
+
+    def _insist(self, step: Transaction, *, go_on: bool) -> Steps[Any]:
+        """Do a step again while the database cannot be used: vectors that were paid for are not thrown away."""
+        until, failures = time.monotonic() + self._lease, 0
+        while True:
+            try:
+                return (yield step)
+            except DBAPIError as error:
+                # A step whose commit got no answer may be done already; then there is nothing left for it to do.
+                if not go_on or self._stopping or not _is_passing(error) or time.monotonic() > until:
+                    raise
+                failures += 1
+                yield self._pause(failures, error)
 
     def _delay(self, failures: int) -> float:
         """Return a random time that grows with the failures, so that workers do not come back all at once."""
@@ -351,8 +396,10 @@ def _served(targets: tuple[Target, ...], embedders: Embedders) -> tuple[Target, 
     return targets
 
 
-def _is_passing(error: DBAPIError) -> bool:
+def _is_passing(error: Exception) -> bool:
     """Tell whether the database may work again without anybody changing a program."""
+    if not isinstance(error, DBAPIError):
+        return False
     return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
 
 
