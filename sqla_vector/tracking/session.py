@@ -18,7 +18,7 @@ from sqla_vector.tracking.outbox import check_outbox
 from sqla_vector.tracking.plans import Plans
 from sqla_vector.tracking.targets import Embedders, Models, Target
 
-__all__ = ["Tracking", "track", "tracking_of", "untrack"]
+__all__ = ["Tracking", "track", "tracking_behind", "tracking_of", "untrack"]
 
 OnOutage = Literal["raise", "defer"]
 
@@ -97,6 +97,28 @@ def untrack(sessions: Any) -> None:
 def tracking_of(sessions: Any) -> Tracking | None:
     """Return how sessions are tracked, None if they are not."""
     return _TRACKED.get(key_of(sessions))
+
+
+def tracking_behind(sessions: Any) -> Tracking | None:
+    """Return the same as :func:`tracking_of`, and of one session also how those of its maker are tracked."""
+    found = tracking_of(sessions)
+    session = key_of(sessions)
+    if found is None and isinstance(session, Session):
+        for key, tracking in list(_TRACKED.items()):
+            if isinstance(session, _class_of(key)):
+                return tracking
+    return found
+
+
+def _class_of(key: Any) -> type[Any] | tuple[()]:
+    """Return the class of the sessions that are tracked by a key, nothing for a session."""
+    if isinstance(key, async_sessionmaker):
+        return key.kw.get("sync_session_class") or ()
+    if isinstance(key, sessionmaker):
+        return key.class_
+    if isinstance(key, type):
+        return key.sync_session_class if issubclass(key, AsyncSession) else key
+    return ()
 
 
 def key_of(sessions: Any) -> Any:

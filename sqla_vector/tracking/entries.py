@@ -1,0 +1,68 @@
+"""Which rows the outbox knows, and entries for those that it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection, Table, func, select
+
+from sqla_vector.tracking.outbox import CHANNEL, put
+from sqla_vector.tracking.related import keys_in
+from sqla_vector.tracking.targets import Key, Target
+
+__all__ = ["count_by_state", "note", "read_entries", "rows_without"]
+
+_PART = 500
+
+
+def rows_without(connection: Connection, outbox: Table, target: Target, keys: Iterable[Key]) -> list[Key]:
+    """Return those of a target's rows that no entry names, neither a pending nor a dead one."""
+    by_name = {target.encode(key): key for key in keys}
+    names = list(by_name)
+    c = outbox.c
+    for start in range(0, len(names), _PART):
+        named = (c.channel == CHANNEL, c.entity == target.entity, c.row_key.in_(names[start : start + _PART]))
+        for row_key in connection.scalars(select(c.row_key).where(*named)):
+            by_name.pop(row_key, None)
+    return list(by_name.values())
+
+
+def note(connection: Connection, outbox: Table, target: Target, keys: Iterable[Key]) -> int:
+    """Write an entry for each row that has none, and return how many that were."""
+    rows = [(target.entity, target.encode(key)) for key in rows_without(connection, outbox, target, keys)]
+    put(connection, outbox, rows)
+    return len(rows)
+
+
+def count_by_state(connection: Connection, outbox: Table, entity: str) -> dict[str, int]:
+    """Return how many entries of a table there are in each state."""
+    c = outbox.c
+    stmt = select(c.state, func.count()).where(c.channel == CHANNEL, c.entity == entity).group_by(c.state)
+    return {row[0]: row[1] for row in connection.execute(stmt)}
+
+
+def read_entries(
+    connection: Connection, outbox: Table, target: Target, after: int, limit: int
+) -> tuple[int, list[tuple[str, bool]]]:
+    """Return the next entries of a table: the last one's number, and the row of each and whether that is there."""
+    c = outbox.c
+    stmt = select(c.id, c.row_key).where(c.channel == CHANNEL, c.entity == target.entity, c.id > after)
+    found = connection.execute(stmt.order_by(c.id).limit(limit)).all()
+    if not found:
+        return after, []
+    by_name: dict[str, Key | None] = {}
+    for _, row_key in found:
+        try:
+            by_name[row_key] = target.decode(row_key)
+        except (ValueError, TypeError, RecursionError):
+            by_name[row_key] = None
+    there = _existing(connection, target, [key for key in by_name.values() if key is not None])
+    return found[-1][0], [(row_key, by_name[row_key] in there) for _, row_key in found]
+
+
+def _existing(connection: Connection, target: Target, keys: Sequence[Key]) -> set[Key | None]:
+    found: set[Key | None] = set()
+    for start in range(0, len(keys), _PART):
+        part = keys_in(connection, target.key_attributes, keys[start : start + _PART])
+        found |= {tuple(row) for row in connection.execute(select(*target.key_attributes).where(part))}
+    return found

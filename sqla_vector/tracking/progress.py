@@ -1,0 +1,62 @@
+"""How far a run over many rows has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqla_vector.tracking.steps import Call, Steps
+
+__all__ = ["Meter", "OnProgress", "Progress"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come with the rows of one embedded column."""
+
+    column: str
+    """The column, such as ``Article.embedding``."""
+    done: int
+    """Rows that were looked at."""
+    total: int
+    """Rows that there were in the beginning."""
+    seconds: float
+    """How long it took."""
+
+    @property
+    def rate(self) -> float:
+        """Rows a second, on average."""
+        return self.done / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the end at this rate; None before the first row."""
+        return max(self.total - self.done, 0) / self.rate if self.rate > 0 else None
+
+
+OnProgress = Callable[[Progress], Any]
+"""Is called with each :class:`Progress`; it may be asynchronous in an asynchronous program."""
+
+
+@dataclass
+class Meter:
+    """Counts rows and tells somebody about it."""
+
+    column: str
+    total: int
+    on_progress: OnProgress | None
+    done: int = 0
+    _begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took up to now."""
+        return time.monotonic() - self._begun
+
+    def advance(self, rows: int) -> Steps[None]:
+        """Count rows."""
+        self.done += rows
+        if self.on_progress is not None:
+            yield Call(self.on_progress, (Progress(self.column, self.done, self.total, self.seconds),))
