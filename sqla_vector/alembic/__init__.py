@@ -24,9 +24,11 @@ from sqla_vector.alembic.filters import PLUGIN, options
 from sqla_vector.alembic.ops import (
     ChangeVectorColumnOp,
     ConvertVectorColumnOp,
+    CreateOutboxTriggerOp,
     CreateVectorExtensionOp,
     CreateVectorIndexOp,
     DropKeptVectorColumnOp,
+    DropOutboxTriggerOp,
     DropVectorExtensionOp,
     DropVectorIndexOp,
     RebuildVectorIndexOp,
@@ -36,9 +38,11 @@ from sqla_vector.alembic.ops import (
 __all__ = [
     "ChangeVectorColumnOp",
     "ConvertVectorColumnOp",
+    "CreateOutboxTriggerOp",
     "CreateVectorExtensionOp",
     "CreateVectorIndexOp",
     "DropKeptVectorColumnOp",
+    "DropOutboxTriggerOp",
     "DropVectorExtensionOp",
     "DropVectorIndexOp",
     "RebuildVectorIndexOp",

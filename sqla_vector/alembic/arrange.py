@@ -9,6 +9,7 @@ from alembic.util import PriorityDispatchResult
 from sqlalchemy import Column
 
 from sqla_vector.alembic import ops
+from sqla_vector.alembic.captures import put_outside
 from sqla_vector.alembic.filters import comparison_of
 from sqla_vector.dialects.migration import MigrationSupport
 from sqla_vector.dialects.settings import settings_of
@@ -61,7 +62,7 @@ def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
     # The name of an index may go from one table to another, in the order of whose names the operations come.
     created = {o.definition.name for o in rest if isinstance(o, ops.CreateVectorIndexOp)}
     rest.sort(key=lambda o: not (isinstance(o, ops.DropVectorIndexOp) and o.index_name in created))
-    upgrade_ops.ops = [*first, *rest]
+    upgrade_ops.ops = put_outside([*first, *rest], len(first))
     return PriorityDispatchResult.CONTINUE
 
 

@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql
 
 from sqla_vector.alembic import ops
 from sqla_vector.alembic.arrange import arrange, is_of_extension
+from sqla_vector.alembic.captures import compare_captures
 from sqla_vector.alembic.definition import IndexDefinition
 from sqla_vector.alembic.filters import PLUGIN, Comparison, comparison_of
 from sqla_vector.dialects.migration import MigrationSupport, ReflectedIndex, beside, kept
@@ -335,4 +336,5 @@ def setup(plugin: Plugin) -> None:
     plugin.add_autogenerate_comparator(compare_type, "column", "types", priority=first)
     plugin.add_autogenerate_comparator(compare_table, "table", PLUGIN, priority=first)
     plugin.add_autogenerate_comparator(release, "table", PLUGIN, priority=last)
+    plugin.add_autogenerate_comparator(compare_captures, "schema", PLUGIN)
     plugin.add_autogenerate_comparator(arrange, "autogenerate", PLUGIN + ".arrange", priority=last)

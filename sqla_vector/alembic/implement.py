@@ -12,6 +12,7 @@ from sqla_vector.alembic.definition import reflect_table
 from sqla_vector.alembic.runner import OperationsRunner
 from sqla_vector.dialects.migration import beside, kept
 from sqla_vector.schema import index_key
+from sqla_vector.types import support_of
 
 __all__: list[str] = []
 
@@ -60,6 +61,28 @@ def rebuild_vector_index(operations: Operations, op: ops.RebuildVectorIndexOp) -
             logger.info("%s has been rebuilt already", index.name)
             return
     run.support.rebuild_index(run, index, op.build)
+
+
+@Operations.implementation_for(ops.CreateOutboxTriggerOp)
+def create_outbox_trigger(operations: Operations, op: ops.CreateOutboxTriggerOp) -> None:
+    run = OperationsRunner(operations)
+    support, definition = support_of(run.dialect).captures(), op.definition
+    names = dict.fromkeys((one.name, one.schema) for one in (op.existing, definition) if one is not None)
+    statements = [s for name, schema in names for s in support.drop(name, schema, run.dialect)]
+    _run_ddl(run, [*statements, *support.create(definition, run.dialect)])
+
+
+@Operations.implementation_for(ops.DropOutboxTriggerOp)
+def drop_outbox_trigger(operations: Operations, op: ops.DropOutboxTriggerOp) -> None:
+    run = OperationsRunner(operations)
+    _run_ddl(run, support_of(run.dialect).captures().drop(op.name, op.schema, run.dialect))
+
+
+def _run_ddl(run: OperationsRunner, statements: list[str]) -> None:
+    if run.connection is not None:
+        support_of(run.dialect).begin(run.connection)
+    for statement in statements:
+        run.execute(statement)
 
 
 @Operations.implementation_for(ops.ConvertVectorColumnOp)

@@ -11,6 +11,7 @@ from sqlalchemy import Column, PrimaryKeyConstraint, TypeDecorator, UniqueConstr
 
 from sqla_vector.alembic import ops
 from sqla_vector.alembic.definition import IndexDefinition
+from sqla_vector.dialects.capture import Capture, Mark
 from sqla_vector.dialects.migration import BuildOptions
 from sqla_vector.embedding import Fingerprint
 from sqla_vector.types import VectorType
@@ -152,6 +153,46 @@ def _rebuild_index(context: Any, op: ops.RebuildVectorIndexOp) -> str:
 
 def _dict(rendered: dict[str, str]) -> str:
     return "{" + ", ".join(f"{name!r}: {value}" for name, value in rendered.items()) + "}"
+
+
+@renderers.dispatch_for(ops.CreateOutboxTriggerOp)
+def _create_outbox_trigger(context: Any, op: ops.CreateOutboxTriggerOp) -> str:
+    named = _capture(op.definition)
+    if op.existing is not None:
+        named["existing"] = _dict({"table_name": repr(op.existing.table), **_capture(op.existing, "        ")})
+    return _call(context, "create_outbox_trigger", (op.definition.table,), named)
+
+
+@renderers.dispatch_for(ops.DropOutboxTriggerOp)
+def _drop_outbox_trigger(context: Any, op: ops.DropOutboxTriggerOp) -> str:
+    named = _optional(schema=op.schema, name=None if op.has_usual_name else op.name)
+    if op.channel != "embedding":
+        named["channel"] = repr(op.channel)
+    return _call(context, "drop_outbox_trigger", (op.table_name,), named)
+
+
+def _capture(definition: Capture, indent: str = "    ") -> dict[str, str]:
+    """Return the arguments of a definition but for its table."""
+    marks = "".join(f"{indent}    {_mark(mark)},\n" for mark in definition.marks)
+    return {
+        **_optional(schema=definition.schema),
+        "outbox": repr(definition.outbox),
+        **_optional(outbox_schema=definition.outbox_schema),
+        **({"channel": repr(definition.channel)} if definition.channel != "embedding" else {}),
+        "marks": f"[\n{marks}{indent}]",
+        **_optional(unique=[list(names) for names in definition.unique], deletes=definition.deletes),
+    }
+
+
+def _mark(mark: Mark) -> str:
+    named = {"entity": repr(mark.entity), "key": repr(dict(mark.key)), "watched": repr(list(mark.watched))}
+    if mark.path:
+        steps = [
+            _dict({"table": repr(join.table), **_optional(schema=join.schema), "on": repr(list(join.on))})
+            for join in mark.path
+        ]
+        named["path"] = f"[{', '.join(steps)}]"
+    return _dict({**named, **_optional(fingerprint=mark.fingerprint), **({} if mark.inserts else {"inserts": "False"})})
 
 
 @renderers.dispatch_for(ops.ConvertVectorColumnOp)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, Final, Literal, Protocol, get_args
 
+from sqlalchemy import MetaData
 from sqlalchemy.engine import Connection, Dialect
 
 from sqla_vector.exc import InvalidOption
@@ -27,6 +28,8 @@ __all__ = [
     "Mark",
     "ReflectedCapture",
     "capture_name",
+    "captures_of",
+    "declare_capture",
     "described",
     "parse_description",
 ]
@@ -37,6 +40,7 @@ KeyKind = Literal["integer", "text", "uuid", "date", "datetime"]
 LABEL: Final = "sqla_vector outbox trigger"
 """By what a trigger of this package is known in the database."""
 
+_DECLARED: Final = "sqla_vector_captures"
 _VERSION: Final = 1
 """Is part of the hash, so that triggers of other SQL are made anew."""
 _MAX_ENTITY: Final = 255
@@ -232,8 +236,7 @@ class ReflectedCapture:
 
     def is_of(self, capture: Capture) -> bool:
         """Tell whether it is what a definition asks for."""
-        where = (self.table_name, self.schema)
-        return self.is_complete and self.hash == capture.hash and where == (capture.table, capture.schema)
+        return self.is_complete and self.hash == capture.hash and self.table_name == capture.table
 
 
 class CaptureSupport(Protocol):
@@ -257,6 +260,16 @@ def capture_name(table: str, channel: str) -> str:
         return name
     short = table.encode()[:22].decode(errors="ignore")
     return f"{short}_{hashlib.sha256(name.encode()).hexdigest()[:16]}_capture"
+
+
+def declare_capture(metadata: MetaData, capture: Capture) -> None:
+    """Note a capture among a project's tables, in place of an older one of its table and channel."""
+    metadata.info.setdefault(_DECLARED, {})[capture.fullname, capture.channel] = capture
+
+
+def captures_of(metadata: MetaData) -> tuple[Capture, ...]:
+    """Return the captures that were declared for a project's tables."""
+    return tuple(metadata.info.get(_DECLARED, {}).values())
 
 
 def described(capture: Capture) -> str:

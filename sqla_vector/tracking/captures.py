@@ -9,7 +9,7 @@ from typing import Any, Final
 from sqlalchemy import DDL, MetaData, Table, UniqueConstraint, event, inspect
 from sqlalchemy.engine import Connection
 
-from sqla_vector.dialects.capture import Capture, CaptureSupport, Join, KeyKind, Mark
+from sqla_vector.dialects.capture import Capture, CaptureSupport, Join, KeyKind, Mark, captures_of, declare_capture
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.exc import InvalidDeclaration
 from sqla_vector.tracking.outbox import CHANNEL, check_outbox
@@ -17,11 +17,9 @@ from sqla_vector.tracking.paths import Link, text_paths
 from sqla_vector.tracking.targets import Models, Target, targets_of
 from sqla_vector.types import DIALECTS, support_of
 
-__all__ = ["captures_of", "outbox_triggers"]
+__all__ = ["outbox_triggers"]
 
 logger = logging.getLogger("sqla_vector.tracking")
-
-_CAPTURES: Final = "sqla_vector_captures"
 
 _KINDS: Final[dict[str, KeyKind]] = {
     "int": "integer",
@@ -57,19 +55,13 @@ def outbox_triggers(models: Models, outbox: Table) -> tuple[Capture, ...]:
     table = check_outbox(outbox)
     found = _captures(targets_of(models), table)
     for metadata in {id(m): m for m in (table.metadata, *(t.metadata for t in found))}.values():
-        kept: dict[tuple[str, str], Capture] = metadata.info.setdefault(_CAPTURES, {})
-        if not kept:
+        if not captures_of(metadata):
             event.listen(metadata, "after_create", _create_captures)
             event.listen(metadata, "before_drop", _drop_captures)
         for captured, capture in found.items():
             if captured.metadata is metadata or table.metadata is metadata:
-                kept[capture.fullname, capture.channel] = capture
+                declare_capture(metadata, capture)
     return tuple(found.values())
-
-
-def captures_of(metadata: MetaData) -> tuple[Capture, ...]:
-    """Return the captures that were declared for a project's tables."""
-    return tuple(metadata.info.get(_CAPTURES, {}).values())
 
 
 def _captures(targets: Iterable[Target], outbox: Table) -> dict[Table, Capture]:

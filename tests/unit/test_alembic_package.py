@@ -67,9 +67,11 @@ print(*sorted(name for name in added if not name.startswith("_")))
     assert run(script).split() == [
         "change_vector_column",
         "convert_vector_column",
+        "create_outbox_trigger",
         "create_vector_extension",
         "create_vector_index",
         "drop_kept_vector_column",
+        "drop_outbox_trigger",
         "drop_vector_extension",
         "drop_vector_index",
         "rebuild_vector_index",

@@ -1,5 +1,6 @@
 """Operations as data: what a migration does, and how it is undone."""
 
+from sqla_vector.alembic.ops.capture import CreateOutboxTriggerOp, DropOutboxTriggerOp
 from sqla_vector.alembic.ops.column import (
     ChangeVectorColumnOp,
     ConvertVectorColumnOp,
@@ -14,9 +15,11 @@ from sqla_vector.alembic.ops.index import CreateVectorIndexOp, DropVectorIndexOp
 __all__ = [
     "ChangeVectorColumnOp",
     "ConvertVectorColumnOp",
+    "CreateOutboxTriggerOp",
     "CreateVectorExtensionOp",
     "CreateVectorIndexOp",
     "DropKeptVectorColumnOp",
+    "DropOutboxTriggerOp",
     "DropVectorExtensionOp",
     "DropVectorIndexOp",
     "RebuildVectorIndexOp",

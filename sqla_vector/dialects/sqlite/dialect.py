@@ -17,6 +17,7 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import UnaryExpression
 
 from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.sqlite.carry import carry, put_back
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.index import (
     creatable,
@@ -162,6 +163,9 @@ class VectorExecutionContext:
             owned = _drop_owned(connection, dbapi_connection, compiled.statement.element)
             if owned:
                 script = list(dict.fromkeys([*owned, *(script or [context.statement])]))
+        if isinstance(compiled.statement, DropTable):
+            in_the_way = carry(connection, dbapi_connection, compiled.statement.element)
+            script = [*in_the_way, *(script or [context.statement])] if in_the_way else script
         if script and _lost_its_column(connection, dbapi_connection, compiled.statement):
             context.statement = context.unicode_statement = _NOTHING
         elif script:
@@ -191,6 +195,9 @@ class VectorExecutionContext:
         if self.vector_script:
             settings_of(self.dialect).vec0_changed = True
             refresh_vec0_tables(self.dialect, RawConnection(self.root_connection.connection.dbapi_connection).rows)
+        if self.isddl:
+            raw = self.root_connection.connection.dbapi_connection
+            put_back(self.root_connection, raw, self.compiled.statement)
 
 
 def _drop_owned(connection: Connection, dbapi_connection: Any, table: Table) -> list[str]:
