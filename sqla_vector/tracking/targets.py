@@ -5,21 +5,25 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import Column, Table, TypeDecorator, inspect
+from sqlalchemy import Column, MetaData, Table, TypeDecorator, inspect
 from sqlalchemy.orm import Mapper, configure_mappers, registry
 
 from sqla_vector.embedding import EmbeddedColumn, Embedder, Model, embedded_columns
 from sqla_vector.embedding.declaration import embedded_mappers
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import InvalidDeclaration, InvalidOption
+from sqla_vector.tracking.versions import Connect, Versions
 from sqla_vector.types import VectorType
 
-__all__ = ["Embedders", "Key", "Models", "Target", "target_of", "targets_of"]
+__all__ = ["Embedders", "GivenEmbedders", "Key", "Models", "Target", "target_of", "targets_of"]
+
+GivenEmbedders = Mapping[str, Embedder | Model | Versions]
+"""The embedders of a program by the names that models call them."""
 
 Key = tuple[Any, ...]
 """A primary key's values, in the order of the table's columns."""
@@ -64,6 +68,15 @@ class Target:
     def key_attributes(self) -> tuple[Any, ...]:
         """The same as attributes of the class, for queries."""
         return tuple(getattr(self.mapper.class_, name) for name in self.key_names)
+
+    @cached_property
+    def lean(self) -> Table:
+        """The table's key, vectors and fingerprints alone, without what the model says of defaults."""
+        written = {c.name: c for pair in self.columns for c in (pair.column, pair.fingerprint_column)}
+        columns = {c.name: c for c in self.key_columns} | written
+        # A Table, not table(): schema_translate_map leaves that one alone.
+        copies = (Column(name, column.type) for name, column in columns.items())
+        return Table(self.table.name, MetaData(), *copies, schema=self.table.schema)
 
     @cached_property
     def _decoders(self) -> tuple[Callable[[Any], Any], ...]:
@@ -188,23 +201,42 @@ class Embedders:
 
     Args:
         given: an embedder for each name; a :class:`Model` where a program only needs to know what rows should have,
-            and leaves the embedding to workers.
+            and leaves the embedding to workers; :class:`Versions` while a model is being changed.
 
     Raises:
-        InvalidOption: an entry is neither.
+        InvalidOption: an entry is none of them.
     """
 
-    def __init__(self, given: dict[str, Embedder | Model]) -> None:
+    def __init__(self, given: GivenEmbedders) -> None:
         if not isinstance(given, dict) or not all(isinstance(name, str) and name for name in given):
             raise InvalidOption(f'embedders= is a dict from names to embedders, {{"minilm": embedder}}, got {given!r}')
-        self._models = {name: one if isinstance(one, Model) else model_of(one) for name, one in given.items()}
-        self._embedders = {name: one for name, one in given.items() if not isinstance(one, Model)}
         self._given = dict(given)
+        self._versions = {name: one for name, one in given.items() if isinstance(one, Versions)}
+        self._models = {
+            name: one if isinstance(one, Model) else model_of(one)
+            for name, one in given.items()
+            if not isinstance(one, Versions)
+        }
 
     @property
-    def given(self) -> dict[str, Embedder | Model]:
+    def given(self) -> GivenEmbedders:
         """What was given."""
         return dict(self._given)
+
+    def at(self, connect: Connect, *, hold: bool = False) -> Embedders:
+        """Return the embedders as they are in a transaction: of several versions, the one that a column has.
+
+        What was found once is not read again.
+
+        Args:
+            connect: returns the transaction's connection.
+            hold: keep others from changing a model until the transaction ends, because it writes vectors.
+        """
+        return _Settled(self, connect, hold) if self._versions else self
+
+    def versions(self, column: EmbeddedColumn) -> Versions | None:
+        """Return the versions that were given for a column, None if it has one embedder."""
+        return self._versions.get(column.spec.embedder)
 
     def model(self, column: EmbeddedColumn) -> Model:
         """Return the model of a column's vectors.
@@ -223,8 +255,24 @@ class Embedders:
         Raises:
             InvalidOption: none was given under the name, or one of another dimension.
         """
-        found = self._embedders.get(column.spec.embedder)
-        if found is None:
+        return self._fitting(column, self._given.get(column.spec.embedder))
+
+    def check(self, column: EmbeddedColumn, *, to_embed: bool = False) -> None:
+        """See to it that something was given for a column, without asking which of several versions it has.
+
+        Raises:
+            InvalidOption: nothing, or one of another dimension; or no embedder where one is needed.
+        """
+        versions = self.versions(column)
+        if versions is None:
+            _ = self.embedder(column) if to_embed else self.model(column)
+            return
+        for one in versions.all:
+            if to_embed or not isinstance(one, Model):
+                self._fitting(column, one)
+
+    def _fitting(self, column: EmbeddedColumn, found: Embedder | Model | Versions | None) -> Embedder:
+        if found is None or isinstance(found, (Model, Versions)):
             raise self._missing(column)
         type_ = column.column.type
         if isinstance(type_, VectorType) and type_.dim != found.dimensions:
@@ -235,7 +283,34 @@ class Embedders:
 
     def _missing(self, column: EmbeddedColumn) -> InvalidOption:
         name = column.spec.embedder
-        if name in self._models:
+        if name in self._given:
             return InvalidOption(f'{column} is embedded here, and embedders["{name}"] is only the name of a model')
-        have = ", ".join(sorted(self._models)) or "none"
+        have = ", ".join(sorted(self._given)) or "none"
         return InvalidOption(f'{column} needs an embedder named {name!r}, got {have}; give embedders={{"{name}": ...}}')
+
+
+class _Settled(Embedders):
+    """The embedders as they are in one transaction."""
+
+    def __init__(self, whole: Embedders, connect: Connect, hold: bool) -> None:
+        self._given, self._versions, self._models = whole._given, whole._versions, whole._models
+        self._connect, self._hold = connect, hold
+        self._active: dict[Column[Any], tuple[Model, Embedder | Model]] = {}
+
+    def at(self, connect: Connect, *, hold: bool = False) -> Embedders:
+        return _Settled(self, connect, hold)
+
+    def model(self, column: EmbeddedColumn) -> Model:
+        versions = self.versions(column)
+        return super().model(column) if versions is None else self._find(column, versions)[0]
+
+    def embedder(self, column: EmbeddedColumn) -> Embedder:
+        versions = self.versions(column)
+        return super().embedder(column) if versions is None else self._fitting(column, self._find(column, versions)[1])
+
+    def _find(self, column: EmbeddedColumn, versions: Versions) -> tuple[Model, Embedder | Model]:
+        found = self._active.get(column.column)
+        if found is None:
+            one = versions.active(self._connect(column), column, hold=self._hold)
+            found = self._active[column.column] = (one if isinstance(one, Model) else model_of(one), one)
+        return found
