@@ -62,7 +62,7 @@ DEAD: Final = "dead"
 _MARK: Final = "sqla_vector_outbox"
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Entry:
     """An entry that was claimed."""
 
