@@ -1,0 +1,229 @@
+"""The application that a command works for: found by ``module:attribute``, and its database."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, Table
+from sqlalchemy.ext.asyncio import AsyncEngine, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
+from sqla_vector.cli.failure import ExitCode, Failed, failure_of
+from sqla_vector.tracking.session import Tracking, key_of, tracking_of
+from sqla_vector.tracking.steps import AsyncDriver, Driver, Steps, Transaction, is_asynchronous
+from sqla_vector.tracking.targets import Target
+
+__all__ = ["VARIABLE", "Application", "load", "opened"]
+
+T = TypeVar("T")
+
+VARIABLE = "SQLA_VECTOR_APP"
+"""The environment variable that names the application."""
+
+
+def load(name: str | None) -> Any:
+    """Return the tracked sessions that ``module:attribute`` names; the current directory is importable.
+
+    Raises:
+        Failed: they cannot be had, with what to do.
+    """
+    if not name:
+        raise Failed(
+            f"no application was named; give --app module:attribute, or set {VARIABLE}. The attribute is the "
+            "sessionmaker that track() was given, or a function that returns it"
+        )
+    module_name, colon, path = name.partition(":")
+    if not colon or not path or not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
+        raise Failed(f'--app is module:attribute, such as myapp.db:Session; got "{name}"')
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found: Any = _import(module_name)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise Failed(f"{module_name} has no attribute {path}; --app names the sessionmaker, or what returns it")
+        found = getattr(found, part)
+    return _sessions(found, name)
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            raise Failed(f"there is no module {error.name}, neither in {Path.cwd()} nor installed") from error
+        raise Failed(f"{name} cannot be imported: {_said(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise Failed(f"{name} cannot be imported: {_said(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, KeyError) and frames and frames[-1].filename == os.__file__:
+        return f"the environment variable {error.args[0]} is not set"
+    where = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+    at = f" ({Path(where[-1].filename).name}, line {where[-1].lineno})" if where else ""
+    return f"{type(error).__name__}: {error}{at}"
+
+
+def _sessions(found: Any, name: str) -> Any:
+    """Return the maker that an attribute is, or that it returns."""
+    makers = (sessionmaker, async_sessionmaker, scoped_session, async_scoped_session)
+    if callable(found) and not isinstance(found, (*makers, type)):
+        try:
+            found = found()
+        except (Exception, SystemExit) as error:
+            raise Failed(f"{name} failed: {_said(error)}") from error
+        if inspect.iscoroutine(found):
+            found.close()
+            raise Failed(f"{name} is asynchronous; name a function that returns the async_sessionmaker itself")
+    if isinstance(found, (scoped_session, async_scoped_session)):
+        found = found.session_factory
+    is_class = isinstance(found, type) and issubclass(found, Session)
+    if not is_class and not isinstance(found, (sessionmaker, async_sessionmaker)):
+        raise Failed(f"{name} is no sessionmaker and no async_sessionmaker, but {type(found).__name__}")
+    if tracking_of(found) is None:
+        raise Failed(f"the sessions of {name} are not tracked; call track({name.partition(':')[2]}, ...) in the module")
+    return found
+
+
+class Application:
+    """Tracked sessions and the database behind them, for synchronous and asynchronous programs alike.
+
+    Args:
+        sessions: what :func:`load` returned.
+        name: how it was named.
+    """
+
+    def __init__(self, sessions: Any, name: str) -> None:
+        tracking = tracking_of(key_of(sessions))
+        assert tracking is not None  # load() has seen to it
+        self.sessions = sessions
+        self.name = name
+        self.tracking: Tracking = tracking
+        self.is_async = is_asynchronous(sessions)
+        self.targets: tuple[Target, ...] = tracking.targets
+        if not self.targets:
+            raise Failed(f"the models of {name} have no embedded column; declare one with embedding_column()")
+        self._runner: asyncio.Runner | None = None
+        self._engines: set[Engine] = set()
+
+    @property
+    def passwords(self) -> list[str]:
+        """The passwords of its databases, as far as URLs have them."""
+        options: dict[str, Any] = getattr(self.sessions, "kw", {})
+        engines = [options.get("bind"), *(options.get("binds") or {}).values()]
+        urls = [getattr(engine, "url", None) for engine in engines]
+        return [str(url.password) for url in urls if url is not None and url.password]
+
+    @property
+    def outbox(self) -> Table:
+        """The outbox.
+
+        Raises:
+            Failed: there is none.
+        """
+        if self.tracking.outbox is None:
+            raise Failed(f"{self.name} has no outbox; give track() outbox=, what outbox_table(Base.metadata) returned")
+        return self.tracking.outbox
+
+    def target(self, name: str) -> Target | None:
+        """Return the target of a table's name or a class's, None if there is none."""
+        by_table = [target for target in self.targets if target.entity == name]
+        by_class = [target for target in self.targets if target.mapper.class_.__name__ == name]
+        return next(iter((*by_table, *by_class)), None)
+
+    def attribute(self, name: str) -> Any:
+        """Return an embedded column's attribute by its name, ``Article.embedding`` or ``article.embedding``.
+
+        Raises:
+            Failed: there is none.
+        """
+        for target in self.targets:
+            for column in target.columns:
+                if name in (str(column), f"{target.entity}.{column.key}", f"{target.entity}.{column.column.name}"):
+                    return getattr(column.mapper.class_, column.key)
+        have = ", ".join(str(column) for target in self.targets for column in target.columns)
+        raise Failed(f'there is no embedded column "{name}"; there are: {have}')
+
+    def call(self, function: Callable[[Connection], T], *, to_write: bool = False) -> T:
+        """Call a function with a connection in a transaction, which is committed after it.
+
+        Raises:
+            Failed: the database cannot be reached.
+        """
+
+        def steps() -> Steps[T]:
+            found: T = yield Transaction(self._noting(function), to_write=to_write)
+            return found
+
+        return self.run(steps())
+
+    def _noting(self, function: Callable[[Connection], T]) -> Callable[[Connection], T]:
+        def noted(connection: Connection) -> T:
+            self._engines.add(connection.engine)
+            return function(connection)
+
+        return noted
+
+    def run(self, steps: Steps[T]) -> T:
+        """Do the steps of a run."""
+        table = self.tracking.outbox if self.tracking.outbox is not None else self.targets[0].table
+        if self.is_async:
+            return self.wait(AsyncDriver(self.sessions, table).run(steps))
+        return Driver(self.sessions, table).run(steps)
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the event loop of this command."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(coroutine)
+
+    def connect(self) -> None:
+        """Try whether the database can be reached.
+
+        Raises:
+            Failed: it cannot.
+        """
+        try:
+            self.call(lambda connection: None)
+        except Exception as error:
+            if isinstance(error, Failed):
+                raise
+            said = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise Failed(f"the database cannot be reached: {said}", ExitCode.UNREACHABLE) from error
+
+    def close(self) -> None:
+        """Give connections back, and end the event loop."""
+        for engine in self._engines:
+            if not self.is_async:
+                engine.dispose()
+        if self._runner is not None:
+            self._runner.run(self._dispose())
+            self._runner.close()
+
+    async def _dispose(self) -> None:
+        for engine in self._engines:
+            await AsyncEngine(engine).dispose()
+
+
+@contextmanager
+def opened(name: str | None) -> Iterator[Application]:
+    """Load an application, and close it at the end."""
+    application = Application(load(name), str(name))
+    try:
+        yield application
+    finally:
+        try:
+            application.close()
+        except Exception as error:  # what the command did is done, whatever becomes of its connections
+            sys.stderr.write(f"warning: {failure_of(error)}\n")
