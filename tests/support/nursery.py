@@ -20,6 +20,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from sqlalchemy.orm.exc import ObjectDeletedError, StaleDataError
 
 from sqla_vector.tracking import Worker, track
 from tests.support import sqlite
-from tests.tracking.models import CountingEmbedder, article_models
+from tests.support.points import PointedEmbedder, Points
+from tests.tracking.models import article_models
 
 ROOT = Path(__file__).parents[2]
 ROWS = 40
@@ -39,7 +41,7 @@ ROWS = 40
 BATCH = 8
 
 
-class LoggingEmbedder(CountingEmbedder):
+class LoggingEmbedder(PointedEmbedder):
     """Writes down each text before it is embedded, in a file that outlives the process."""
 
     def __init__(self, path: str, seconds: float = 0.0) -> None:
@@ -157,12 +159,34 @@ class Editor:
             session.delete(found)
 
 
+def change(base: Any, session: Session, number: int) -> None:
+    """Change everything that can change, in two flushes, of rows 1 to 4 and of authors 1 and 2."""
+    article, author = base.Article, base.Author
+    session.get_one(article, 1).title = f"edited {number}"
+    session.add(article(id=100 + number, title=f"new {number}", author_id=1))
+    session.flush()
+    session.get_one(author, 2).name = f"renamed {number}"
+    session.get_one(article, 2).body = f"more {number}"
+    session.delete(session.get_one(article, 100 + number))
+    session.add(article(id=200 + number, title="to be seen", body="" if number % 2 else "body"))
+
+
+def begin(base: Any, session: Session) -> None:
+    """Add the rows that :func:`change` changes."""
+    session.add_all(base.Author(id=n, name=f"author {n}") for n in (1, 2))
+    session.add_all(base.Article(id=n, title=f"title {n}", author_id=1 + n % 2) for n in range(1, 5))
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class _Scene:
     """What all children of a nursery share."""
 
-    def __init__(self, url: str, log: str, *, related: bool) -> None:
+    def __init__(self, url: str, log: str, related: bool, when: str, has_rows: bool) -> None:
         self.url = make_url(url)
-        self.base = article_models("worker", related=related)
+        self.base = article_models(when, related=related)
         self.log = log
         self.engine = engine_of(self.url)
         self.sessions = sessionmaker(self.engine)
@@ -171,8 +195,11 @@ class _Scene:
         track(self.sessions, embedders={"counting": self.embedder}, models=self.base, outbox=self.base.outbox)
         # Compile what the children need.
         warm = Editor(self.base, self.sessions, "first")
-        for _ in range(60):
+        for _ in range(0 if has_rows else 60):
             warm.edit()
+        if has_rows:
+            with self.sessions.begin() as session:
+                begin(self.base, session)
         self.worker().run(until_empty=True)
         self.engine.dispose()
         gc.freeze()
@@ -189,6 +216,25 @@ class _Scene:
         editor = Editor(self.base, self.sessions, name)
         signal.signal(signal.SIGTERM, editor.stop)
         editor.run()
+
+    def die_working(self, at: int, number: int) -> None:
+        """Work, and be killed at a point."""
+        with self._points.watched(at, _die):
+            self.worker(lease=0.2).run(until_empty=True)
+
+    def die_editing(self, at: int, number: int) -> None:
+        """Make the changes of an edit that is numbered, and be killed at a point."""
+        with self._points.watched(at, _die), self.sessions.begin() as session:
+            change(self.base, session, number)
+
+    def change(self, number: int) -> None:
+        with self.sessions.begin() as session:
+            change(self.base, session, number)
+
+    @cached_property
+    def _points(self) -> Points:
+        points = self.embedder.points = Points(self.engine)
+        return points
 
     def fill(self, count: int) -> None:
         with self.sessions.begin() as session:
@@ -241,9 +287,13 @@ class Nursery:
         url: of an empty database.
         log: a file for the texts that are embedded.
         related: whether the author's name is part of an article's text.
+        when: vectors are made.
+        has_rows: begin with the rows that :func:`change` changes, and not with random ones.
     """
 
-    def __init__(self, url: URL, log: Path, *, related: bool = False) -> None:
+    def __init__(
+        self, url: URL, log: Path, *, related: bool = False, when: str = "worker", has_rows: bool = False
+    ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.nursery"],
             cwd=ROOT,
@@ -252,7 +302,8 @@ class Nursery:
             text=True,
         )
         self._living: set[int] = set()
-        self._ask(url=url.render_as_string(hide_password=False), log=str(log), related=related)
+        address = url.render_as_string(hide_password=False)
+        self._ask(url=address, log=str(log), related=related, when=when, has_rows=has_rows)
 
     def _ask(self, **order: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -300,9 +351,9 @@ class Nursery:
 
 
 @contextmanager
-def nursery(url: URL, log: Path, *, related: bool = False) -> Iterator[Nursery]:
+def nursery(url: URL, log: Path, **options: Any) -> Iterator[Nursery]:
     """Start a process that forks others, and end them all."""
-    found = Nursery(url, log, related=related)
+    found = Nursery(url, log, **options)
     try:
         yield found
     finally:
