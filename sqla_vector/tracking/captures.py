@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
+import uuid
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
@@ -11,7 +13,6 @@ from sqlalchemy.engine import Connection
 
 from sqla_vector.dialects.capture import Capture, CaptureSupport, Join, KeyKind, Mark, captures_of, declare_capture
 from sqla_vector.embedding import EmbeddedColumn
-from sqla_vector.exc import InvalidDeclaration
 from sqla_vector.tracking.outbox import CHANNEL, check_outbox
 from sqla_vector.tracking.paths import Link, text_paths
 from sqla_vector.tracking.targets import Models, Target, targets_of
@@ -21,12 +22,12 @@ __all__ = ["outbox_triggers"]
 
 logger = logging.getLogger("sqla_vector.tracking")
 
-_KINDS: Final[dict[str, KeyKind]] = {
-    "int": "integer",
-    "str": "text",
-    "UUID": "uuid",
-    "date": "date",
-    "datetime": "datetime",
+_KINDS: Final[dict[type, KeyKind]] = {
+    int: "integer",
+    str: "text",
+    uuid.UUID: "uuid",
+    datetime.date: "date",
+    datetime.datetime: "datetime",
 }
 
 
@@ -132,10 +133,7 @@ def _kind(column: Any) -> KeyKind:
     inner = getattr(column.type, "impl_instance", column.type)
     if inner.__visit_name__ in ("uuid", "UUID"):
         return "uuid"
-    kind = _KINDS.get(inner.python_type.__name__)
-    if kind is None:  # targets_of() has checked what can be written at all
-        raise InvalidDeclaration(f"{column.table.name}.{column.name}: triggers cannot write keys of {column.type!r}")
-    return kind
+    return _KINDS[inner.python_type]  # others were refused by targets_of()
 
 
 def _unique(table: Table) -> tuple[tuple[str, ...], ...]:
