@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table
-from sqlalchemy.orm import InstanceState, Session, attributes
+from sqlalchemy.orm import InstanceState, Mapper, Session, attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE, instance_state
-from sqlalchemy.sql import ClauseElement
 
 from sqla_vector.embedding import embed, fingerprint
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, InvalidText
 from sqla_vector.tracking.outbox import put
-from sqla_vector.tracking.plans import ColumnPlan, Plan, Plans
+from sqla_vector.tracking.plans import ColumnPlan, Plan, Plans, is_expression
 from sqla_vector.tracking.related import Dependant
 from sqla_vector.tracking.targets import Embedders, Key, Target
-from sqla_vector.tracking.texts import Write, read, write
+from sqla_vector.tracking.texts import Write, mark, read, write
 
 __all__ = ["Listener"]
 
@@ -38,14 +37,25 @@ State = InstanceState[Any]
 class _Flush:
     """What one flush has found out before its statements, for after them."""
 
+    embedders: Embedders
+    """As they are in the flush's transaction."""
     late: dict[ColumnPlan, list[State]] = field(default_factory=dict)
     """Rows whose vectors are made, or looked at again, when the database has them."""
     deferred: dict[Target, list[State]] = field(default_factory=dict)
     """Rows that are left to a worker because the embedder cannot be reached."""
     moved: set[tuple[Target, Key]] = field(default_factory=set)
     """Rows that the changed rows belonged to before."""
-    by_hand: set[tuple[int, str]] = field(default_factory=set)
-    """Vectors that the program set, by object and attribute."""
+    by_hand: dict[ColumnPlan, list[State]] = field(default_factory=dict)
+    """Rows whose vectors the program set, and that get the fingerprint of the text that the database has."""
+    current: set[tuple[State, str]] = field(default_factory=set)
+    """Rows of which no entry is written, since the program set the vector of a text that is known."""
+    expressions: dict[State, set[str]] = field(default_factory=dict)
+    """Attributes set to SQL expressions, which SQLAlchemy forgets about with the statement."""
+
+    def touches(self, state: State, names: Iterable[str]) -> bool:
+        """Tell whether one of some attributes of a row was changed."""
+        committed, expressions = state.committed_state, self.expressions.get(state, ())
+        return any((name in committed and _has_changed(state, name)) or name in expressions for name in names)
 
 
 @dataclass(slots=True)
@@ -81,107 +91,140 @@ class Listener:
         self._plans.begin()
         if not self._plans.targets:
             return
-        flush = _Flush()
+        flush = _Flush(self._embedders.at(lambda column: _connection_to(session, column.mapper), hold=True))
         wishes: list[_Wish] = []
         plan_of = self._plans.of
         for entity in session.new:
             state = instance_state(entity)
             plan = plan_of(state.mapper)
-            if plan is not None and plan.columns:
-                self._look_at_new(flush, wishes, plan, state)
+            if plan is not None:
+                self._look_at_new(session, flush, wishes, plan, state)
+                self._look_at_gains(session, flush, plan, state)
         for entity in session.dirty:
             state = instance_state(entity)
             plan = plan_of(state.mapper)
             if plan is not None:
                 self._look_at_changed(flush, wishes, plan, state)
                 self._look_at_links(session, flush, plan, state, deleted=False)
+                self._look_at_gains(session, flush, plan, state)
         for entity in session.deleted:
             state = instance_state(entity)
             plan = plan_of(state.mapper)
             if plan is not None:
                 self._look_at_links(session, flush, plan, state, deleted=True)
         self._embed(flush, wishes)
-        session.info[_FLUSH, id(self)] = flush
+        context.attributes[_FLUSH, id(self)] = flush
 
-    def _look_at_new(self, flush: _Flush, wishes: list[_Wish], plan: Plan, state: State) -> None:
+    def _look_at_new(self, session: Session, flush: _Flush, wishes: list[_Wish], plan: Plan, state: State) -> None:
         values = state.dict
+        # A row that is deleted and added in one flush is updated, and keeps what the new object does not have.
+        is_switched = bool(plan.columns) and _is_in_identity_map(session, state)
         for column in plan.columns:
+            is_known = not is_switched and column.knows(values, is_new=True)
             if values.get(column.key) is not None:
-                self._keep_by_hand(flush, column, state, values.get(column.fingerprint_key) is not None)
+                self._look_at_hand(flush, wishes, column, state, values.get(column.fingerprint_key), is_known, True)
             elif not column.at_flush:
                 continue
-            elif column.is_related or _is_unknown(column, values):
+            elif not is_known:
                 flush.late.setdefault(column, []).append(state)
             else:
-                text = column.column.text_of(state.obj())
-                if text is not None:
-                    wishes.append(_Wish(column, state, text, True))
-                elif values.get(column.fingerprint_key) is not None:
-                    values[column.fingerprint_key] = None
+                self._wish(flush, wishes, column, state, is_new=True)
 
     def _look_at_changed(self, flush: _Flush, wishes: list[_Wish], plan: Plan, state: State) -> None:
         values, committed = state.dict, state.committed_state
+        expressions = {name for name in committed if is_expression(values.get(name))}
+        if expressions:
+            flush.expressions[state] = expressions
         for column in plan.columns:
             vector_set = column.key in committed and _has_changed(state, column.key)
             fingerprint_set = column.fingerprint_key in committed and _has_changed(state, column.fingerprint_key)
-            if vector_set and values.get(column.key) is not None:
-                self._keep_by_hand(flush, column, state, fingerprint_set)
-                continue
-            if not column.at_flush:
-                continue
-            changed = [name for name in column.watched if name in committed and _has_changed(state, name)]
-            if not (changed or vector_set or fingerprint_set):
-                continue
-            if column.is_related or not all(_is_known(values, name) for name in column.sources):
-                flush.late.setdefault(column, []).append(state)
-                continue
-            text = column.column.text_of(state.obj())
+            changed = {name for name in column.watched if name in committed and _has_changed(state, name)}
+            is_known = column.knows(values, is_new=False)
             # Somebody else may have changed the rest of the text since it was read, unless versions are counted.
-            is_whole = set(column.sources) <= set(changed) or state.mapper.version_id_col is not None
-            if column.fingerprint_key not in values or not is_whole:
-                flush.late.setdefault(column, []).append(state)
-            self._change(wishes, column, state, text, vector_set=vector_set)
+            is_whole = changed.issuperset(column.sources) or state.mapper.version_id_col is not None
+            if vector_set and values.get(column.key) is not None:
+                given = values.get(column.fingerprint_key) if fingerprint_set else None
+                self._look_at_hand(flush, wishes, column, state, given, is_known and is_whole, False)
+            elif column.at_flush and (changed or vector_set or fingerprint_set):
+                is_written = is_known and self._wish(flush, wishes, column, state, is_new=False, again=vector_set)
+                if not (is_written and is_whole):
+                    flush.late.setdefault(column, []).append(state)
 
-    def _change(
-        self, wishes: list[_Wish], column: ColumnPlan, state: State, text: str | None, *, vector_set: bool
+    def _look_at_hand(
+        self,
+        flush: _Flush,
+        wishes: list[_Wish],
+        column: ColumnPlan,
+        state: State,
+        given: Any,
+        is_known: bool,
+        is_new: bool,
     ) -> None:
-        values = state.dict
-        if text is None:
-            _set(state, column.key, None)
-            _set(state, column.fingerprint_key, None)
-            return
-        wanted = fingerprint(self._embedders.model(column.column), text)
-        if column.fingerprint_key not in values:
-            return  # looked at after the statements
-        if vector_set or values[column.fingerprint_key] != wanted:
-            wishes.append(_Wish(column, state, text, False))
+        """Respect a vector that the program sets: it is that of the fingerprint beside it, or of the present text.
 
-    def _keep_by_hand(self, flush: _Flush, column: ColumnPlan, state: State, has_fingerprint: bool) -> None:
-        """Respect a vector that the program sets: it is taken for that of the present text."""
-        flush.by_hand.add((id(state), column.key))
-        if has_fingerprint:
-            return
-        model = self._embedders.model(column.column)
-        entity = state.obj()
-        _set(state, column.fingerprint_key, fingerprint(model, column.column.text_of(entity)))
+        A fingerprint of another text is as stale as it would be in the database: an object has one that was copied,
+        or that failed to be written and was edited since.
+        """
+        model = flush.embedders.model(column.column)
+        wanted = fingerprint(model, column.column.text_of(state.obj())) if is_known else None
+        if given is None and not is_known:
+            flush.by_hand.setdefault(column, []).append(state)
+        elif wanted is not None and given in (None, wanted):
+            _set(state, column.fingerprint_key, wanted)
+            flush.current.add((state, column.key))
+        elif column.at_flush and not (is_known and self._wish(flush, wishes, column, state, is_new=is_new, again=True)):
+            flush.late.setdefault(column, []).append(state)
+
+    def _wish(
+        self,
+        flush: _Flush,
+        wishes: list[_Wish],
+        column: ColumnPlan,
+        state: State,
+        *,
+        is_new: bool,
+        again: bool = False,
+    ) -> bool:
+        """Wish for the vector of a text that is known, and tell whether the statement writes its fingerprint."""
+        values = state.dict
+        text = column.column.text_of(state.obj())
+        stored = values.get(column.fingerprint_key)
+        if text is None:
+            for name in (column.key, column.fingerprint_key):
+                if not is_new or values.get(name) is not None:
+                    _set(state, name, None)
+            return is_new or stored is not None
+        wanted = fingerprint(flush.embedders.model(column.column), text)
+        if is_new or again or (column.fingerprint_key in values and stored != wanted):
+            wishes.append(_Wish(column, state, text, is_new))
+        return is_new or stored not in (None, wanted)
 
     def _look_at_links(self, session: Session, flush: _Flush, plan: Plan, state: State, *, deleted: bool) -> None:
         """Note whose rows a row is part of, before it is moved or deleted."""
         for dependant in plan.dependants:
-            leaves = deleted or any(n in state.committed_state and _has_changed(state, n) for n in dependant.links)
+            leaves = deleted or flush.touches(state, dependant.links)
             if leaves and state.key is not None:
                 connection = _connection(session, dependant.target)
                 found = dependant.keys_of(connection, [state.key[1]])
                 flush.moved |= {(dependant.target, key) for key in found}
 
+    def _look_at_gains(self, session: Session, flush: _Flush, plan: Plan, state: State) -> None:
+        """Note whose rows the rows that are put into a collection were part of before."""
+        for name, dependant in plan.gains:
+            added = state.get_history(name, PASSIVE_NO_INITIALIZE).added if name in state.committed_state else ()
+            keys = [tuple(other.key[1]) for other in map(instance_state, filter(None, added or ())) if other.key]
+            if keys:
+                found = dependant.keys_of(_connection(session, dependant.target), keys)
+                flush.moved |= {(dependant.target, key) for key in found}
+
     def _embed(self, flush: _Flush, wishes: list[_Wish]) -> None:
         by_embedder: dict[int, list[_Wish]] = {}
         for wish in wishes:
-            embedder = self._embedders.embedder(wish.plan.column)
+            embedder = flush.embedders.embedder(wish.plan.column)
             by_embedder.setdefault(id(embedder), []).append(wish)
         for group in by_embedder.values():
-            embedder = self._embedders.embedder(group[0].plan.column)
-            model = self._embedders.model(group[0].plan.column)
+            embedder = flush.embedders.embedder(group[0].plan.column)
+            model = flush.embedders.model(group[0].plan.column)
             texts = list(dict.fromkeys(wish.text for wish in group))
             try:
                 vectors = embed(embedder, texts)
@@ -208,7 +251,7 @@ class Listener:
 
     def after_flush(self, session: Session, context: Any) -> None:
         """Write entries, and embed what only the database knows."""
-        flush: _Flush | None = session.info.pop((_FLUSH, id(self)), None)
+        flush: _Flush | None = context.attributes.pop((_FLUSH, id(self)), None)
         if flush is None:
             return
         entries: dict[tuple[Target, Key], None] = dict.fromkeys(flush.moved)
@@ -222,8 +265,11 @@ class Listener:
             if not is_deleted:
                 for target in _to_be_noted(flush, plan, state):
                     entries[target, _key_of(target, state)] = None
+                for column in plan.at_flush:
+                    if column.references and flush.touches(state, column.references):
+                        flush.late.setdefault(column, []).append(state)
             for dependant in plan.dependants:
-                if is_deleted or state.key is None or _touches(state, dependant.names):
+                if is_deleted or state.key is None or flush.touches(state, dependant.names):
                     others.setdefault(dependant, set()).add(_identity(state))
         for target, states in flush.deferred.items():
             entries.update(dict.fromkeys((target, _key_of(target, state)) for state in states))
@@ -231,8 +277,10 @@ class Listener:
             found = dependant.keys_of(_connection(session, dependant.target), sorted(keys, key=repr))
             entries.update(dict.fromkeys((dependant.target, key) for key in sorted(found, key=repr)))
         self._write_entries(session, entries)
-        for column, late in flush.late.items():
-            self._look_again(session, column, late)
+        for late, by_hand in ((flush.by_hand, True), (flush.late, False)):
+            for column, states in late.items():
+                written = [s for s in states if not context.states.get(s, (True, True))[0]]
+                self._look_again(session, flush.embedders, column, written, by_hand=by_hand)
 
     def _write_entries(self, session: Session, entries: Iterable[tuple[Target, Key]]) -> None:
         by_target: dict[Target, list[tuple[str, str]]] = {}
@@ -247,24 +295,34 @@ class Listener:
                 )
             put(_connection(session, target), self._outbox, rows)
 
-    def _look_again(self, session: Session, plan: ColumnPlan, late: Sequence[State]) -> None:
+    def _look_again(
+        self, session: Session, embedders: Embedders, plan: ColumnPlan, late: Sequence[State], *, by_hand: bool
+    ) -> None:
         """Embed the rows whose text is not the one that their vector is of, now that the database has them."""
         target, column = plan.target, plan.column
-        model = self._embedders.model(column)
-        by_key = {_key_of(target, state): state for state in late if not state._deleted}
+        model = embedders.model(column)
+        by_key = {_key_of(target, state): state for state in late}
         connection = _connection(session, target)
         keys = list(by_key)
         for start in range(0, len(keys), 1000):
             found = read(connection, target, column, keys[start : start + 1000])
             invalid = next((row.error for row in found.values() if row.error), None)
-            if invalid is not None:
+            if invalid is not None and plan.at_flush:
                 raise InvalidText(f"{column}: {invalid}")
             stale = [row for row in found.values() if not row.is_current(model)]
+            if by_hand:
+                marks = [row for row in stale if row.has_vector and row.text is not None and row.error is None]
+                mark(connection, target, column, [(row.key, row.wanted(model)) for row in marks])
+                for row in marks:
+                    entity = by_key[row.key].obj()
+                    attributes.set_committed_value(entity, column.fingerprint_key, row.wanted(model))
+                stale = [row for row in stale if row.text is None] if plan.at_flush else []
             if not stale:
                 continue
             texts = list(dict.fromkeys(row.text for row in stale if row.text is not None))
+            embedder = embedders.embedder(column)
             try:
-                made = dict(zip(texts, embed(self._embedders.embedder(column), texts), strict=True))
+                made = dict(zip(texts, embed(embedder, texts), strict=True))
             except EmbedderUnavailable as error:
                 if not self._defer:
                     raise
@@ -273,57 +331,63 @@ class Listener:
                 continue
             rows = [Write(row.key, None if row.text is None else made[row.text], row.wanted(model)) for row in stale]
             write(connection, target, column, rows)
-            for row in rows:
-                entity = by_key[row.key].obj()
-                attributes.set_committed_value(entity, column.key, row.vector)
-                attributes.set_committed_value(entity, column.fingerprint_key, row.fingerprint)
+            for written in rows:
+                entity = by_key[written.key].obj()
+                attributes.set_committed_value(entity, column.key, written.vector)
+                attributes.set_committed_value(entity, column.fingerprint_key, written.fingerprint)
 
 
 def _to_be_noted(flush: _Flush, plan: Plan, state: State) -> list[Target]:
     """Return the targets of an object, written just now, for which an entry is to be left."""
     found = []
     for column in plan.deferred:
-        if (id(state), column.key) in flush.by_hand or column.target in found:
+        if (state, column.key) in flush.current or column.target in found:
             continue
         unset = (column.key, column.fingerprint_key)
-        if state.key is None or _touches(state, column.watched) or _touches(state, unset):
+        if state.key is None or flush.touches(state, column.watched) or flush.touches(state, unset):
             found.append(column.target)
     return found
 
 
 def _connection(session: Session, target: Target) -> Connection:
-    return session.connection(bind_arguments={"mapper": target.mapper})
+    return _connection_to(session, target.mapper)
+
+
+def _connection_to(session: Session, mapper: Mapper[Any]) -> Connection:
+    return session.connection(bind_arguments={"mapper": mapper})
+
+
+def _is_in_identity_map(session: Session, state: State) -> bool:
+    """Tell whether the session has an object with the primary key of a new one."""
+    values, mapper = state.dict, state.mapper
+    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    if any(values.get(name) is None for name in names):
+        return False
+    return mapper.identity_key_from_primary_key(tuple(values[name] for name in names)) in session.identity_map
 
 
 def _key_of(target: Target, state: State) -> Key:
+    """Return the key of an object's row, as it is after the statement."""
     values = state.dict
-    return tuple(values[name] for name in target.key_names)
+    if state.key is None or all(name in values for name in target.key_names):
+        return tuple(values[name] for name in target.key_names)
+    # Expired, and written without being read.
+    known = dict(zip(state.mapper.primary_key, state.key[1], strict=True))
+    mapper = state.mapper
+    by_name = {mapper.get_property_by_column(column).key: value for column, value in known.items()}
+    return tuple(by_name[name] for name in target.key_names)
 
 
 def _identity(state: State) -> Key:
-    return tuple(state.mapper.primary_key_from_instance(state.obj())) if state.key is None else tuple(state.key[1])
-
-
-def _touches(state: State, names: Iterable[str]) -> bool:
-    committed = state.committed_state
-    return any(name in committed and _has_changed(state, name) for name in names)
+    values, mapper = state.dict, state.mapper
+    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    if state.key is None or all(name in values for name in names):
+        return tuple(values[name] for name in names)
+    return tuple(state.key[1])
 
 
 def _has_changed(state: State, name: str) -> bool:
     return bool(state.get_history(name, PASSIVE_NO_INITIALIZE).has_changes())
-
-
-def _is_known(values: dict[str, Any], name: str) -> bool:
-    return (
-        name in values
-        and not isinstance(values[name], ClauseElement)
-        and not hasattr(values[name], "__clause_element__")
-    )
-
-
-def _is_unknown(column: ColumnPlan, values: dict[str, Any]) -> bool:
-    """Tell whether a part of a new row's text is not known before it is inserted."""
-    return any(not _is_known(values, name) if name in values else name in column.generated for name in column.sources)
 
 
 def _set(state: State, name: str, value: Any) -> None:

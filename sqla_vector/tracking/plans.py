@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from sqlalchemy.orm import Mapper
+from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Text, Unicode, UnicodeText
+from sqlalchemy.orm import ColumnProperty, Mapper
+from sqlalchemy.sql import ClauseElement
+from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR
 
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.embedding.declaration import embedded_mappers
-from sqla_vector.tracking.related import Dependant, dependants_of, has_relations, own_names
+from sqla_vector.tracking.related import Dependant, dependants_of, has_relations, is_made, own_names
 from sqla_vector.tracking.targets import Models, Target, targets_of
 
-__all__ = ["ColumnPlan", "Plan", "Plans"]
+__all__ = ["ColumnPlan", "Plan", "Plans", "is_expression"]
+
+_PLAIN: Final[dict[type[Any], type[Any]]] = {
+    **dict.fromkeys((String, Text, Unicode, UnicodeText, VARCHAR, TEXT), str),
+    **dict.fromkeys((Integer, BigInteger, SmallInteger, INTEGER, BIGINT, SMALLINT), int),
+}
+"""Types of columns whose values come back as they were given, if these are of the type beside."""
+
+
+def is_expression(value: object) -> bool:
+    """Tell whether the database makes a value of what an attribute was set to."""
+    return isinstance(value, ClauseElement) or hasattr(value, "__clause_element__")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +69,56 @@ class ColumnPlan:
         return tuple(self.column.spec.source.paths)
 
     @cached_property
-    def generated(self) -> frozenset[str]:
-        """Those of them whose value the database or SQLAlchemy makes if the program gives none."""
-        columns = self.target.mapper.columns
+    def _columns(self) -> dict[str, Column[Any]]:
+        found = {}
+        for name in self.sources:
+            prop = self.target.mapper.attrs.get(name)
+            if isinstance(prop, ColumnProperty) and isinstance(prop.columns[0], Column):
+                found[name] = prop.columns[0]
+        return found
+
+    @cached_property
+    def references(self) -> frozenset[str]:
+        """Those of them that follow a relationship, during the flush."""
+        return frozenset(name for name, column in self._columns.items() if column.foreign_keys)
+
+    @cached_property
+    def _types(self) -> dict[str, type[Any]] | None:
+        """The type of each value that the database returns as it was given, None if some may come back changed."""
+        types: dict[str, type[Any]] = {}
+        for name, column in self._columns.items():
+            plain = _PLAIN.get(type(column.type))
+            if plain is None or column.foreign_keys or is_made(column):
+                return None
+            types[name] = plain
+        return None if self.is_related else types
+
+    @cached_property
+    def _generated(self) -> frozenset[str]:
+        """The attributes whose value the database or SQLAlchemy makes if the program gives none."""
         return frozenset(
             name
-            for name in self.sources
-            if name in columns and (columns[name].default is not None or columns[name].server_default is not None)
+            for name, column in self._columns.items()
+            if column.primary_key or column.default is not None or column.server_default is not None
         )
+
+    def knows(self, values: dict[str, Any], *, is_new: bool) -> bool:
+        """Tell whether attributes have before the statement all that the text will be made of.
+
+        Args:
+            values: the attributes of an object.
+            is_new: whether its row is to be inserted.
+        """
+        if self._types is None:
+            return False
+        for name, plain in self._types.items():
+            value = values.get(name)
+            if value is None:
+                if name in self._generated if is_new else name not in values:
+                    return False
+            elif type(value) is not plain:
+                return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -73,6 +129,8 @@ class Plan:
     """Their own embedded columns."""
     dependants: tuple[Dependant, ...] = ()
     """Whose texts are made of them."""
+    gains: tuple[tuple[str, Dependant], ...] = ()
+    """Collections without a way back, and whose texts are made of the rows that are put into them."""
 
     @cached_property
     def at_flush(self) -> tuple[ColumnPlan, ...]:
@@ -83,11 +141,6 @@ class Plan:
     def deferred(self) -> tuple[ColumnPlan, ...]:
         """The columns of which an entry is written."""
         return tuple(column for column in self.columns if not column.at_flush or column.is_related)
-
-    @cached_property
-    def links(self) -> tuple[Dependant, ...]:
-        """The dependants that the objects may leave for others."""
-        return tuple(dependant for dependant in self.dependants if dependant.links)
 
 
 _NOTHING = Plan()
@@ -140,4 +193,10 @@ class Plans:
         dependants = tuple(
             dependant for target in self._targets for dependant in dependants_of(target) if mapper.isa(dependant.mapper)
         )
-        return Plan(columns, dependants) if columns or dependants else _NOTHING
+        gains = tuple(
+            (dependant.relations[-1], dependant)
+            for target in self._targets
+            for dependant in dependants_of(target)
+            if dependant.is_one_way and mapper.isa(dependant.parent)
+        )
+        return Plan(columns, dependants, gains) if columns or dependants or gains else _NOTHING

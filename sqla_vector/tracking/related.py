@@ -9,12 +9,13 @@ from typing import Any
 from sqlalchemy import Connection, Select, select, tuple_
 from sqlalchemy.orm import Mapper, RelationshipProperty, aliased
 from sqlalchemy.orm.interfaces import RelationshipDirection
+from sqlalchemy.sql import visitors
 
-from sqla_vector.embedding import EmbeddedColumn
+from sqla_vector.embedding import EmbeddedColumn, Fingerprint
 from sqla_vector.tracking.targets import Key, Target
-from sqla_vector.types import support_of
+from sqla_vector.types import VectorType, support_of
 
-__all__ = ["Dependant", "dependants_of", "has_relations", "keys_in", "lock_related", "own_names"]
+__all__ = ["Dependant", "dependants_of", "has_relations", "is_made", "keys_in", "lock_related", "own_names"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Dependant:
     """Its attributes whose change changes the text."""
     links: frozenset[str]
     """Those of them that also decide to which row it belongs: their change concerns two dependants."""
+    parent: Mapper[Any]
+    """The class that has the last of the relationships."""
+    is_one_way: bool
+    """Whether the last relationship is a collection that the other class does not know of."""
 
     def keys_of(self, connection: Connection, others: Sequence[Key]) -> set[Key]:
         """Return the keys of the dependants of rows of the other class, as the database has them now."""
@@ -85,7 +90,20 @@ def own_names(column: EmbeddedColumn) -> frozenset[str]:
     names: set[str] = set()
     for relations, name in _chains(column):
         names |= _step_names(column.mapper, relations[0]) if relations else {str(name)}
-    return frozenset(names)
+    return frozenset(_with_made(column.mapper, names))
+
+
+def is_made(column: Any) -> bool:
+    """Tell whether an UPDATE may change a column that it does not name."""
+    return getattr(column, "onupdate", None) is not None or getattr(column, "server_onupdate", None) is not None
+
+
+def _with_made(mapper: Mapper[Any], names: set[str]) -> set[str]:
+    """Return the names of attributes, of all columns if one of those named changes with any other."""
+    columns = {prop.key: prop.columns[0] for prop in mapper.column_attrs}
+    if not any(is_made(columns.get(name)) for name in names):
+        return names
+    return names | {key for key, c in columns.items() if not isinstance(c.type, (VectorType, Fingerprint))}
 
 
 def _step_names(mapper: Mapper[Any], relation: str) -> set[str]:
@@ -106,22 +124,26 @@ def dependants_of(target: Target) -> Iterator[Dependant]:
 
 
 def _dependant(target: Target, column: EmbeddedColumn, prefix: tuple[str, ...]) -> Dependant:
-    owner, names, links = target.mapper, set[str](), set[str]()
+    owner, names = target.mapper, set[str]()
     for relation in prefix:
-        prop = owner.relationships[relation]
+        parent, prop = owner, owner.relationships[relation]
         owner = prop.mapper
     for relations, name in _chains(column):
         if relations == prefix:
             names |= {name} if name is not None else {p.key for p in owner.column_attrs}
         elif relations[: len(prefix)] == prefix:
             names |= _step_names(owner, relations[len(prefix)])
-    if prop.direction is RelationshipDirection.ONETOMANY:
-        links |= {owner.get_property_by_column(c).key for c in prop.remote_side if c in owner.columns.values()}
+    order = {c for by in prop.order_by or () for c in visitors.iterate(by)}
+    names |= {p.key for p in owner.column_attrs if order & set(p.columns)}
+    # The foreign key of a collection's rows, what a foreign key refers to, and what else is in the condition.
+    joined = {*prop.remote_side, *owner.primary_key}
+    links = {p.key for p in owner.column_attrs if joined & set(p.columns)}
     # Reverse sides of the relationship: whoever assigns there moves the row too.
-    links |= {
-        reverse.key for reverse in prop._reverse_property if reverse.parent.isa(owner) or owner.isa(reverse.parent)
-    }
-    return Dependant(target, column, prefix, owner, frozenset(names | links), frozenset(links))
+    reverse = {r.key for r in prop._reverse_property if r.parent.isa(owner) or owner.isa(r.parent)}
+    is_one_way = prop.direction is RelationshipDirection.ONETOMANY and not reverse
+    links |= reverse
+    names = _with_made(owner, names | links)
+    return Dependant(target, column, prefix, owner, frozenset(names), frozenset(links), parent, is_one_way)
 
 
 def lock_related(connection: Connection, target: Target, column: EmbeddedColumn, keys: Sequence[Key]) -> set[Key]:

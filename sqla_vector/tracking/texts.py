@@ -8,9 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from numpy.typing import NDArray
-from sqlalchemy import Connection, bindparam, select, tuple_, update
-from sqlalchemy import column as plain_column
-from sqlalchemy import table as plain_table
+from sqlalchemy import Column, Connection, bindparam, select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, defer, selectinload
 
@@ -19,7 +17,7 @@ from sqla_vector.exc import InvalidText
 from sqla_vector.tracking.related import has_relations, keys_in
 from sqla_vector.tracking.targets import Key, Target
 
-__all__ = ["RowState", "read", "read_after", "write"]
+__all__ = ["RowState", "mark", "read", "read_after", "write"]
 
 
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
@@ -185,29 +183,33 @@ class Write:
 
 def write(connection: Connection, target: Target, column: EmbeddedColumn, rows: Sequence[Write]) -> None:
     """Write vectors with their fingerprints, and nothing else: defaults of an UPDATE do not take part."""
+    columns = (column.column, column.fingerprint_column)
+    _write(connection, target, columns, [(row.key, (row.vector, row.fingerprint)) for row in rows])
+
+
+def mark(
+    connection: Connection, target: Target, column: EmbeddedColumn, rows: Sequence[tuple[Key, str | None]]
+) -> None:
+    """Write the fingerprints of vectors that are there."""
+    _write(connection, target, (column.fingerprint_column,), [(key, (wanted,)) for key, wanted in rows])
+
+
+def _write(
+    connection: Connection,
+    target: Target,
+    columns: Sequence[Column[Any]],
+    rows: Sequence[tuple[Key, tuple[Any, ...]]],
+) -> None:
     if not rows:
         return
-    beside = column.fingerprint_column
-    keys = target.key_columns
-    lean = plain_table(
-        target.table.name,
-        *(plain_column(c.name, c.type) for c in (*keys, column.column, beside)),
-        schema=target.table.schema,
-    )
-    stmt = update(lean).values(
-        {
-            lean.c[column.column.name]: bindparam("new_vector", type_=column.column.type),
-            lean.c[beside.name]: bindparam("new_fingerprint", type_=beside.type),
-        }
-    )
-    for number, key in enumerate(keys):
+    lean = target.lean
+    news = {lean.c[c.name]: bindparam(f"new_{number}", type_=c.type) for number, c in enumerate(columns)}
+    stmt = update(lean).values(news)
+    for number, key in enumerate(target.key_columns):
         stmt = stmt.where(lean.c[key.name] == bindparam(f"key_{number}", type_=key.type))
     parameters = [
-        {
-            "new_vector": row.vector,
-            "new_fingerprint": row.fingerprint,
-            **{f"key_{number}": value for number, value in enumerate(row.key)},
-        }
-        for row in rows
+        {f"new_{number}": value for number, value in enumerate(values)}
+        | {f"key_{number}": value for number, value in enumerate(key)}
+        for key, values in rows
     ]
     connection.execute(stmt, parameters)

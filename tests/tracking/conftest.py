@@ -16,13 +16,21 @@ from tests.support.backends import AnyEngine, Backend
 class Tracked:
     """A database with the tables of a model, and tracked sessions on it."""
 
-    def __init__(self, backend: Backend, engine: AnyEngine, base: Any, embedder: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        engine: AnyEngine,
+        base: Any,
+        embedder: Any,
+        more: Any = None,
+        **options: Any,
+    ) -> None:
         self.backend, self.engine, self.base, self.embedder = backend, engine, base, embedder
         backend.create_all(engine, base.metadata)
         maker: Any = async_sessionmaker if backend.is_async else sessionmaker
         self.sessions = maker(engine, expire_on_commit=False)
         options.setdefault("outbox", base.outbox)
-        self.tracking = track(self.sessions, embedders={"counting": embedder}, models=base, **options)
+        self.tracking = track(self.sessions, embedders={"counting": embedder, **(more or {})}, models=base, **options)
 
     def run(self, function: Callable[[Any], Any]) -> Any:
         """Call a function with a tracked session in a transaction, commit, and return what it returned."""
