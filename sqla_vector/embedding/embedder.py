@@ -19,7 +19,7 @@ from sqla_vector.embedding.quoting import without_texts
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption
 from sqla_vector.values import as_matrix
 
-__all__ = ["CallableEmbedder", "Embedder", "aembed", "checked", "embed", "model_of"]
+__all__ = ["CallableEmbedder", "Embedder", "aembed", "checked", "embed", "model_of", "runs_in_greenlet"]
 
 
 @runtime_checkable
@@ -107,7 +107,7 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> NDArray[np.float32]:
             infinity.  Nothing of such an answer is used.  Also: it is asynchronous, and this is called from a
             coroutine, which has :func:`aembed`.
     """
-    if _in_greenlet():
+    if runs_in_greenlet():
         return await_only(aembed(embedder, texts))
     wanted = _listed(texts)
     if not wanted:
@@ -197,7 +197,8 @@ def _wait(answer: Awaitable[Any], name: str) -> Any:
     )
 
 
-def _in_greenlet() -> bool:
+def runs_in_greenlet() -> bool:
+    """Tell whether this is called in the greenlet of an AsyncSession, where :func:`await_only` waits."""
     try:
         return in_greenlet()
     except (ImportError, ValueError):  # the latter from SQLAlchemy 2.0; without greenlet there is no AsyncSession

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, delete, exists, select
 
 from sqla_vector.embedding import EmbeddedColumn, Model
+from sqla_vector.tracking.observe import FailureKind
 from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone
 from sqla_vector.tracking.related import has_relations, lock_related
 from sqla_vector.tracking.targets import Embedders, Key, Target
@@ -41,6 +42,7 @@ class Job:
 class Failure:
     """Why a row has no vector."""
 
+    kind: FailureKind
     reason: str
     is_final: bool = False
     """Whether trying again is of no use."""
@@ -72,6 +74,12 @@ class Batch:
     """Entries that name no row, and why."""
     vectors: dict[tuple[str, str], NDArray[Any]] = field(default_factory=dict)
     """What was made, by the embedder's name and the text."""
+    began: int = 0
+    """When the claim began, in nanoseconds since 1970."""
+    claimed: int = 0
+    """When it ended."""
+    failed: list[tuple[Entry, Failure, bool]] = field(default_factory=list)
+    """Entries whose failure was written down, and whether they are dead."""
 
     def split(self) -> list[Batch]:
         """Return a batch for each row, and one for what names none."""
@@ -127,7 +135,7 @@ def _find_stale(
     for key, state in read(connection, target, column, keys).items():
         wanted = state.wanted(model)
         if state.error is not None:
-            batch.rows[target.entity, key].failure = Failure(f"{column}: {state.error}", is_final=True)
+            batch.rows[target.entity, key].failure = Failure("text", f"{column}: {state.error}", is_final=True)
         elif not (is_current := state.has(wanted)) or has_relations(column):
             # Current by what is committed; somebody may be changing a related row, as finish() finds out.
             batch.jobs.append(Job(target, column, state, wanted, not is_current))
@@ -154,6 +162,7 @@ def finish(
     Returns:
         The number of rows by what became of them.
     """
+    batch.failed.clear()
     written = _write_all(connection, batch, embedders)
     done = {name: row for name, row in batch.rows.items() if row.failure is None and not row.is_late}
     late = [row for row in batch.rows.values() if row.failure is None and row.is_late]
@@ -165,9 +174,9 @@ def finish(
     for row, failure in failed:
         *others, last = row.entries
         acknowledge(connection, outbox, batch.token, [entry.id for entry in others])
-        dead += _bury(connection, outbox, batch.token, last, failure, delays)
+        dead += _bury(connection, outbox, batch, last, failure, delays)
     for entry, reason in batch.broken:
-        dead += _bury(connection, outbox, batch.token, entry, Failure(reason, is_final=True), delays)
+        dead += _bury(connection, outbox, batch, entry, Failure("entry", reason, is_final=True), delays)
     return {
         "written": len(written),
         "current": len(done.keys() - written),
@@ -178,10 +187,11 @@ def finish(
 
 
 def _bury(
-    connection: Connection, outbox: Table, token: str, entry: Entry, failure: Failure, delays: Sequence[float]
+    connection: Connection, outbox: Table, batch: Batch, entry: Entry, failure: Failure, delays: Sequence[float]
 ) -> bool:
     is_dead = failure.is_final or entry.attempts >= len(delays)
-    bury(connection, outbox, token, entry, failure.reason, None if is_dead else delays[entry.attempts])
+    bury(connection, outbox, batch.token, entry, failure.reason, None if is_dead else delays[entry.attempts])
+    batch.failed.append((entry, failure, is_dead))
     return is_dead
 
 

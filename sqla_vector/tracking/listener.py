@@ -7,17 +7,20 @@ After them, in the same transaction: entries for the outbox are written, and tex
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from numpy.typing import NDArray
 from sqlalchemy import Connection, Table
 from sqlalchemy.orm import InstanceState, Mapper, Session, attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE, instance_state
 
-from sqla_vector.embedding import embed, fingerprint
+from sqla_vector.embedding import Embedder, embed, fingerprint
+from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, InvalidText
+from sqla_vector.tracking.observe import Outage, TextsEmbedded, Watch
 from sqla_vector.tracking.outbox import put
 from sqla_vector.tracking.plans import ColumnPlan, Plan, Plans, is_expression
 from sqla_vector.tracking.related import Dependant
@@ -25,8 +28,6 @@ from sqla_vector.tracking.targets import Embedders, Key, Target
 from sqla_vector.tracking.texts import Write, mark, read, write
 
 __all__ = ["Listener"]
-
-logger = logging.getLogger("sqla_vector.tracking")
 
 _FLUSH: Final = "sqla_vector.flush"
 
@@ -76,13 +77,15 @@ class Listener:
         embedders: by name.
         outbox: the table, None if there is none.
         defer: leave rows to a worker while an embedder cannot be reached.
+        watch: is told what is embedded.
     """
 
-    def __init__(self, plans: Plans, embedders: Embedders, outbox: Table | None, defer: bool) -> None:
+    def __init__(self, plans: Plans, embedders: Embedders, outbox: Table | None, defer: bool, watch: Watch) -> None:
         self._plans = plans
         self._embedders = embedders
         self._outbox = outbox
         self._defer = defer
+        self._watch = watch
 
     # Before the statements.
 
@@ -227,11 +230,9 @@ class Listener:
             model = flush.embedders.model(group[0].plan.column)
             texts = list(dict.fromkeys(wish.text for wish in group))
             try:
-                vectors = embed(embedder, texts)
+                vectors = self._embedded(embedder, texts)
             except EmbedderUnavailable as error:
-                if not self._defer:
-                    raise
-                logger.warning("%d texts are left to a worker: %s", len(texts), error)
+                self._note_outage(embedder, error)
                 for wish in group:
                     flush.deferred.setdefault(wish.plan.target, []).append(wish.state)
                 continue
@@ -246,6 +247,20 @@ class Listener:
                 else:
                     _set(wish.state, wish.plan.key, vector)
                     _set(wish.state, wish.plan.fingerprint_key, mark)
+
+    def _embedded(self, embedder: Embedder, texts: list[str]) -> NDArray[Any]:
+        if not texts:
+            return embed(embedder, texts)
+        model, started = str(model_of(embedder)), time.perf_counter()
+        with self._watch.span("sqla_vector.flush", texts=len(texts), model=model):
+            vectors = embed(embedder, texts)
+        self._watch.tell_now(TextsEmbedded("flush", model, len(texts), time.perf_counter() - started))
+        return vectors
+
+    def _note_outage(self, embedder: Embedder, error: EmbedderUnavailable) -> None:
+        if not self._defer:
+            raise error
+        self._watch.tell_now(Outage("embedder", embedder.name, str(error), None))
 
     # After the statements.
 
@@ -322,11 +337,9 @@ class Listener:
             texts = list(dict.fromkeys(row.text for row in stale if row.text is not None))
             embedder = embedders.embedder(column)
             try:
-                made = dict(zip(texts, embed(embedder, texts), strict=True))
+                made = dict(zip(texts, self._embedded(embedder, texts), strict=True))
             except EmbedderUnavailable as error:
-                if not self._defer:
-                    raise
-                logger.warning("%d texts are left to a worker: %s", len(texts), error)
+                self._note_outage(embedder, error)
                 self._write_entries(session, [(target, row.key) for row in stale])
                 continue
             rows = [Write(row.key, None if row.text is None else made[row.text], row.wanted(model)) for row in stale]

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from sqla_vector.embedding import Embedder, Model
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.listener import Listener
+from sqla_vector.tracking.observe import OnEvent, Watch
 from sqla_vector.tracking.outbox import check_outbox
 from sqla_vector.tracking.plans import Plans
 from sqla_vector.tracking.targets import Embedders, Models, Target
@@ -48,6 +49,7 @@ def track(
     outbox: Table | None = None,
     models: Models | None = None,
     on_outage: OnOutage = "raise",
+    on_event: OnEvent | None = None,
 ) -> Tracking:
     """Keep the embedded columns of what sessions write.
 
@@ -64,6 +66,9 @@ def track(
         models: a declarative base, a registry or mapped classes, where not all that are mapped are meant.
         on_outage: while an embedder cannot be reached, ``raise`` has the flush fail, ``defer`` leaves its rows to a
             worker.
+        on_event: is called within a flush with each :class:`~sqla_vector.tracking.TextsEmbedded`, and with each
+            :class:`~sqla_vector.tracking.Outage` that leaves rows to a worker.  Asynchronous sessions await it if
+            it is asynchronous.  One that fails is logged.
 
     Returns:
         What a :class:`~sqla_vector.tracking.Worker` takes from the sessions it is given.
@@ -80,7 +85,8 @@ def track(
     if tracking_of(sessions) is not None:
         raise InvalidOption("these sessions are tracked already; untrack() them first")
     known, plans = Embedders(embedders), Plans(models)
-    listener = Listener(plans, known, outbox, on_outage == "defer")
+    watch = Watch(on_event, is_async=_is_asynchronous(sessions))
+    listener = Listener(plans, known, outbox, on_outage == "defer", watch)
     key = key_of(sessions)
     stop = _listen(key, listener)
     found = _TRACKED[key] = Tracking(known, outbox, plans, stop)
@@ -141,6 +147,12 @@ def key_of(sessions: Any) -> Any:
     raise InvalidOption(
         f"expected a sessionmaker, an async_sessionmaker, a Session or a class of them, got {sessions!r}"
     )
+
+
+def _is_asynchronous(sessions: Any) -> bool:
+    if isinstance(sessions, (async_sessionmaker, async_scoped_session, AsyncSession)):
+        return True
+    return isinstance(sessions, type) and issubclass(sessions, AsyncSession)
 
 
 def _listen(key: Any, listener: Listener) -> Callable[[], None]:

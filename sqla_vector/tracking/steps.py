@@ -6,6 +6,8 @@ A generator yields steps and is sent their results; a step that fails is raised 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import inspect
 import threading
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -143,7 +145,9 @@ class Driver:
             done.set()
 
         # A thread of its own, since one that hangs for good must not keep the program from going on, nor from ending.
-        threading.Thread(target=run, name=f"embedding by {step.embedder.name}", daemon=True).start()
+        # It has the context of its caller, by which spans know where they belong.
+        context, name = contextvars.copy_context(), f"embedding by {step.embedder.name}"
+        threading.Thread(target=context.run, args=(run,), name=name, daemon=True).start()
         if not done.wait(step.timeout):
             raise _timed_out(step.embedder, step.timeout)
         vectors, error = answers.get()
@@ -202,7 +206,7 @@ class AsyncDriver:
                 raise _timed_out(step.embedder, step.timeout or 0.0) from None
         if isinstance(step, Call):
             answer = step.function(*step.arguments)
-            return await answer if asyncio.iscoroutine(answer) else answer
+            return await answer if inspect.isawaitable(answer) else answer
         try:
             return await asyncio.wait_for(self._stopped.wait(), step.seconds)
         except TimeoutError:

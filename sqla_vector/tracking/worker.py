@@ -11,9 +11,9 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,25 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from sqla_vector.embedding import Embedder, Model
+from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption, VectorError
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.jobs import Batch, Failure, Job, finish, take
+from sqla_vector.tracking.observe import (
+    BatchFinished,
+    OnEvent,
+    Outage,
+    Outcome,
+    QueueSeen,
+    RowFailed,
+    TextsEmbedded,
+    Watch,
+    WorkerStarted,
+    WorkerStopped,
+)
 from sqla_vector.tracking.outbox import CHANNEL, check_outbox, is_pending, postpone
 from sqla_vector.tracking.session import tracking_of
+from sqla_vector.tracking.status import status
 from sqla_vector.tracking.steps import AsyncDriver, Driver, Embedding, Pause, Steps, Transaction, is_asynchronous
 from sqla_vector.tracking.targets import Embedders, Models, Target, targets_of
 
@@ -33,28 +47,8 @@ __all__ = ["Outcome", "Worker"]
 
 logger = logging.getLogger("sqla_vector.tracking")
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of the rows of a batch, or of several."""
-
-    entries: int = 0
-    """Entries that were taken."""
-    written: int = 0
-    """Rows whose vectors were written."""
-    current: int = 0
-    """Rows that were current already, or are gone."""
-    late: int = 0
-    """Rows that are left for later because they were being changed."""
-    retried: int = 0
-    """Rows that failed and are tried again."""
-    dead: int = 0
-    """Rows that failed for the last time."""
-    postponed: int = 0
-    """Entries given back because the embedder cannot be reached."""
-
-    def __add__(self, other: Outcome) -> Outcome:
-        return Outcome(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+_LOOK_EVERY: Final = 15.0
+"""Seconds between two looks at what waits: entries have to be counted for it."""
 
 
 @dataclass
@@ -87,6 +81,8 @@ class Worker:
         max_backoff: seconds between two attempts at most, also while an embedder or the database cannot be reached.
         poll: seconds between two looks at an empty outbox.
         name: of the worker, in ``claimed_by``; by default the host's name and the process.
+        on_event: is called with each :data:`~sqla_vector.tracking.Event`: start and stop, batches, rows that failed,
+            outages, what waits.  Asynchronous workers await it if it is asynchronous.  One that fails is logged.
 
     Raises:
         InvalidOption: an argument is out of its range, or an embedder is missing.
@@ -107,6 +103,7 @@ class Worker:
         max_backoff: float = 300.0,
         poll: float = 1.0,
         name: str | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         self.is_async = is_asynchronous(sessions)
         tracking = tracking_of(sessions)
@@ -132,6 +129,8 @@ class Worker:
         self._attempts = check_whole_number(attempts, "attempts", 1, 1000)
         self._poll = _seconds(poll, "poll", 0.001)
         self.name = f"{socket.gethostname()[:24]}:{os.getpid()}" if name is None else _name(name)
+        self._watch = Watch(on_event, is_async=self.is_async)
+        self._next_look = 0.0
         self._stopping = False
         self._outages: dict[str, _Outage] = {}
         driver: type[Any] = AsyncDriver if self.is_async else Driver
@@ -209,8 +208,10 @@ class Worker:
     def _loop(self, until_empty: bool) -> Steps[Outcome]:
         total, failures = Outcome(), 0
         batch: Batch | None = None
+        yield from self._watch.tell(WorkerStarted(self.name))
         while not self._stopping:
             try:
+                yield from self._look()
                 if batch is None:
                     batch = yield from self._take()
                 if batch is None:
@@ -228,20 +229,30 @@ class Worker:
                 if not _is_passing(error):
                     raise
                 failures += 1
-                yield self._pause(failures, error)
+                yield from self._pause(failures, error)
         if batch is not None:
             yield from self._give_back(batch)
+        yield from self._watch.tell(WorkerStopped(self.name, total))
         return total
 
-    def _pause(self, failures: int, error: DBAPIError) -> Pause:
+    def _pause(self, failures: int, error: DBAPIError) -> Steps[None]:
         pause = self._delay(failures)
-        logger.warning("the database cannot be used, next attempt in %.1f s: %s", pause, error.orig)
-        return Pause(pause)
+        yield from self._watch.tell(Outage("database", "", _said(error), pause))
+        yield Pause(pause)
+
+    def _look(self) -> Steps[None]:
+        """Tell what waits in the outbox, now and then."""
+        now = time.monotonic()
+        if self._watch.sees_queue and now >= self._next_look:
+            self._next_look = now + _LOOK_EVERY
+            total = (yield Transaction(lambda connection: status(connection, self._outbox), to_write=False)).total
+            yield from self._watch.tell(QueueSeen(total.pending, total.dead, total.oldest or 0.0))
 
     def _is_pending(self, connection: Connection) -> bool:
         return is_pending(connection, self._outbox, CHANNEL, {target.entity for target in self._targets})
 
     def _once(self) -> Steps[Outcome]:
+        yield from self._look()
         batch = yield from self._take()
         if batch is None:
             return Outcome()
@@ -257,7 +268,9 @@ class Worker:
         if not targets:
             return None
         token = f"{self.name}:{uuid.uuid4().hex[:16]}"
+        began = time.time_ns()
         batch = take(connection, self._outbox, targets, self._embedders, token, self._batch_size, self._lease)
+        batch.began, batch.claimed = began, time.time_ns()
         return batch if len(batch) else None
 
     def _give_back(self, batch: Batch) -> Steps[None]:
@@ -267,23 +280,37 @@ class Worker:
             yield Transaction(lambda connection: postpone(connection, self._outbox, batch.token, ids))
         except DBAPIError as error:
             # They come back when the lease ends.
-            logger.warning("%d entries could not be given back: %s", len(ids), error.orig)
+            logger.warning("%d entries could not be given back: %s", len(ids), _said(error))
 
     def _work_off(self, batch: Batch, *, go_on: bool) -> Steps[tuple[Outcome, Batch | None]]:
         """Embed a batch and settle it, and take the next one in the same transaction."""
+        with self._watch.span("sqla_vector.worker.batch", batch.began, entries=len(batch)):
+            self._watch.past("sqla_vector.worker.claim", batch.began, batch.claimed)
+            started = time.time_ns()
+            postponed = yield from self._embed_all(batch)
+            embedded = time.time_ns()
+            with self._watch.span("sqla_vector.worker.write"):
+                counts, following = yield from self._finish(batch, go_on=go_on)
+        written = time.time_ns() - (0 if following is None else following.claimed - following.began)
+        outcome = Outcome(entries=len(batch), postponed=postponed, **counts)
+        seconds = (batch.claimed - batch.began, embedded - started, written - embedded)
+        yield from self._watch.tell(BatchFinished(self.name, outcome, *(part / 1e9 for part in seconds)))
+        return outcome, following
+
+    def _embed_all(self, batch: Batch) -> Steps[int]:
+        """Embed what is stale, and return the number of entries that an outage leaves for later."""
         postponed: set[int] = set()
         for name, embedder, jobs in self._by_embedder(batch):
             try:
                 yield from self._embed(batch, name, embedder, jobs)
                 self._outages.pop(name, None)
             except EmbedderUnavailable as error:
-                self._note_outage(name, error)
+                yield from self._note_outage(name, embedder, error)
                 for job in jobs:
                     row = batch.rows[job.row]
                     row.is_late = True
                     postponed.update(row.ids)
-        counts, following = yield from self._finish(batch, go_on=go_on)
-        return Outcome(entries=len(batch), postponed=len(postponed), **counts), following
+        return len(postponed)
 
     def _reachable(self) -> tuple[Target, ...]:
         """Return the targets, without tables for which an embedder is needed that cannot be reached."""
@@ -292,7 +319,7 @@ class Worker:
         waiting = {t.entity for t in self._targets for c in t.columns if c.spec.embedder in out}
         return tuple(target for target in self._targets if target.entity not in waiting)
 
-    def _note_outage(self, name: str, error: EmbedderUnavailable) -> None:
+    def _note_outage(self, name: str, embedder: Embedder, error: EmbedderUnavailable) -> Steps[None]:
         outage = self._outages.setdefault(name, _Outage())
         outage.failures += 1
         pause = self._delay(outage.failures)
@@ -300,7 +327,7 @@ class Worker:
             # No earlier than it asks for, and not all workers at the same moment.
             pause = error.retry_after * random.uniform(1.0, 1.1)
         outage.until = time.monotonic() + pause
-        logger.warning("next attempt in %.1f s: %s", pause, error)
+        yield from self._watch.tell(Outage("embedder", embedder.name, str(error), pause))
 
     def _by_embedder(self, batch: Batch) -> list[tuple[str, Embedder, list[Job]]]:
         found: dict[str, tuple[str, Embedder, list[Job]]] = {}
@@ -320,12 +347,14 @@ class Worker:
                 batch.vectors[name, text] = result
             else:
                 for job in by_text[text]:
-                    batch.rows[job.row].failure = Failure(f"{job.column}: {result}")
+                    batch.rows[job.row].failure = Failure("embedder", f"{job.column}: {result}")
 
     def _bisect(self, embedder: Embedder, texts: list[str]) -> Steps[dict[str, NDArray[Any] | str]]:
         """Embed texts, and halve those that fail until the one is found that does."""
+        model, started = str(model_of(embedder)), time.perf_counter()
         try:
-            vectors = yield Embedding(embedder, texts, self._timeout)
+            with self._watch.span("sqla_vector.worker.embed", texts=len(texts), model=model):
+                vectors = yield Embedding(embedder, texts, self._timeout)
         except EmbedderUnavailable:
             raise
         except EmbedderError as error:
@@ -335,6 +364,7 @@ class Worker:
             left = yield from self._bisect(embedder, texts[:middle])
             right = yield from self._bisect(embedder, texts[middle:])
             return left | right
+        yield from self._watch.tell(TextsEmbedded("worker", model, len(texts), time.perf_counter() - started))
         return dict(zip(texts, vectors, strict=True))
 
     def _finish(self, batch: Batch, *, go_on: bool) -> Steps[tuple[dict[str, int], Batch | None]]:
@@ -352,6 +382,7 @@ class Worker:
         answer: tuple[dict[str, int], Batch | None]
         try:
             answer = yield from self._insist(settle(batch, go_on=go_on), go_on=go_on)
+            yield from self._tell_failed(batch)
             return answer
         except (DBAPIError, VectorError) as error:
             if _is_passing(error):
@@ -364,9 +395,9 @@ class Worker:
                 if _is_passing(error):
                     raise
                 for row in part.rows.values():
-                    # The driver's own words: SQLAlchemy's have the parameters too.
-                    row.failure = Failure(f"cannot be written: {getattr(error, 'orig', None) or error}")
+                    row.failure = Failure("database", f"cannot be written: {_said(error)}")
                 found, _ = yield from self._insist(settle(part), go_on=go_on)
+            yield from self._tell_failed(part)
             counts = {name: counts.get(name, 0) + number for name, number in found.items()}
         return counts, None
 
@@ -381,7 +412,12 @@ class Worker:
                 if not go_on or self._stopping or not _is_passing(error) or time.monotonic() > until:
                     raise
                 failures += 1
-                yield self._pause(failures, error)
+                yield from self._pause(failures, error)
+
+    def _tell_failed(self, batch: Batch) -> Steps[None]:
+        for entry, failure, is_dead in batch.failed:
+            name, attempts = (self.name, entry.entity, entry.row_key), entry.attempts + 1
+            yield from self._watch.tell(RowFailed(*name, failure.kind, failure.reason, attempts, is_dead))
 
     def _delay(self, failures: int) -> float:
         """Return a random time that grows with the failures, so that workers do not come back all at once."""
@@ -401,6 +437,13 @@ def _is_passing(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+
+
+def _said(error: Exception) -> str:
+    """Return what a database says in its first line: in the others PostgreSQL shows the row."""
+    # The driver's own words: SQLAlchemy's have the parameters too.
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _seconds(value: object, name: str, least: float) -> float:
