@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -167,9 +169,14 @@ def _state(
         raise
     except Exception as fault:
         # A function of the user may fail in any way at a row, which must not keep the others from being embedded.
-        reason = str(fault) if isinstance(fault, InvalidText) else f"the source failed: {type(fault).__name__}: {fault}"
-        text, error = None, reason
+        text, error = None, str(fault) if isinstance(fault, InvalidText) else f"the source failed: {_where(fault)}"
     return RowState(key, text, error, stored, has_vector, parts)
+
+
+def _where(fault: Exception) -> str:
+    """Return an error's type and place; what it says may quote the row."""
+    *_, last = traceback.extract_tb(fault.__traceback__)
+    return f"{type(fault).__name__} in {Path(last.filename).name}, line {last.lineno}"
 
 
 @dataclass(frozen=True, slots=True)

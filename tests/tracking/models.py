@@ -50,7 +50,7 @@ class CountingEmbedder:
         return [text for call in self.calls for text in call]
 
 
-def article_models(when: str = "flush", *, related: bool = False) -> Any:
+def article_models(when: str = "flush", *, related: bool = False, source: Any = None) -> Any:
     """Return a base with Author and Article, and an outbox in its metadata as ``Base.outbox``."""
 
     class Base(DeclarativeBase):
@@ -72,7 +72,8 @@ def article_models(when: str = "flush", *, related: bool = False) -> Any:
         author: Mapped[Author | None] = relationship(back_populates="articles")
         embedding: Mapped[Any | None] = embedding_column(
             Vector(DIM),
-            source=("title", "body", "author.name") if related else ("title", "body"),
+            source=source or (("title", "body", "author.name") if related else ("title", "body")),
+            depends_on=("title",) if source else (),
             embedder="counting",
             when=when,  # type: ignore[arg-type]
         )
