@@ -1,7 +1,9 @@
 """Embeddings that are never stale: changes are noticed, written down, and worked off."""
 
+from sqla_vector.tracking.backfill import Backfill, BackfillReport, abackfill, backfill
 from sqla_vector.tracking.captures import outbox_triggers
 from sqla_vector.tracking.check import Backlog, ColumnReport, Report, acheck, check, is_current
+from sqla_vector.tracking.limits import RateLimit, limits_table
 from sqla_vector.tracking.observe import (
     BatchFinished,
     Event,
@@ -19,6 +21,8 @@ from sqla_vector.tracking.session import Tracking, track, tracking_of, untrack
 from sqla_vector.tracking.worker import Worker
 
 __all__ = [
+    "Backfill",
+    "BackfillReport",
     "Backlog",
     "BatchFinished",
     "ColumnReport",
@@ -27,6 +31,7 @@ __all__ = [
     "Outcome",
     "Progress",
     "QueueSeen",
+    "RateLimit",
     "Report",
     "RowFailed",
     "TextsEmbedded",
@@ -34,9 +39,12 @@ __all__ = [
     "Worker",
     "WorkerStarted",
     "WorkerStopped",
+    "abackfill",
     "acheck",
+    "backfill",
     "check",
     "is_current",
+    "limits_table",
     "outbox_table",
     "outbox_triggers",
     "track",

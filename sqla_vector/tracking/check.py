@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, Table, func, inspect, select
+from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.orm import InstanceState, Session
 
 from sqla_vector.embedding import EmbeddedColumn, Embedder, Model
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.entries import count_by_state, note, read_entries, rows_without
 from sqla_vector.tracking.outbox import DEAD, PENDING
-from sqla_vector.tracking.progress import Meter, OnProgress
+from sqla_vector.tracking.progress import Meter, OnProgress, count_rows
 from sqla_vector.tracking.scope import Scope
 from sqla_vector.tracking.session import tracking_behind
 from sqla_vector.tracking.steps import Steps, Transaction
@@ -258,12 +258,6 @@ def _check_column(
         yield from meter.advance(number)
         if number < _BATCH:
             return found
-
-
-def count_rows(connection: Connection, target: Target) -> int:
-    """Return how many rows a target has."""
-    stmt = select(func.count()).select_from(target.mapper.class_)
-    return int(connection.scalar(stmt) or 0)
 
 
 def _check_entries(outbox: Table, target: Target) -> Steps[Backlog]:

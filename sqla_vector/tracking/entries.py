@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import Connection, Table, delete, exists, func, select
 
-from sqla_vector.tracking.outbox import CHANNEL, put
+from sqla_vector.tracking.outbox import CHANNEL, DEAD, put
 from sqla_vector.tracking.related import keys_in
 from sqla_vector.tracking.targets import Key, Target
 
-__all__ = ["count_by_state", "note", "read_entries", "rows_without"]
+__all__ = ["count_by_state", "forget_dead", "note", "read_entries", "rows_without"]
 
 _PART = 500
 
@@ -32,6 +32,16 @@ def note(connection: Connection, outbox: Table, target: Target, keys: Iterable[K
     rows = [(target.entity, target.encode(key)) for key in rows_without(connection, outbox, target, keys)]
     put(connection, outbox, rows)
     return len(rows)
+
+
+def forget_dead(connection: Connection, outbox: Table, target: Target, keys: Iterable[Key]) -> None:
+    """Delete the dead entries of rows that are current now."""
+    c = outbox.c
+    dead = (c.channel == CHANNEL, c.state == DEAD, c.entity == target.entity)
+    names = [target.encode(key) for key in keys]
+    if names and connection.scalar(select(exists().where(*dead))):
+        for start in range(0, len(names), _PART):
+            connection.execute(delete(outbox).where(*dead, c.row_key.in_(names[start : start + _PART])))
 
 
 def count_by_state(connection: Connection, outbox: Table, entity: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ from sqla_vector.tracking.related import has_relations, lock_related
 from sqla_vector.tracking.targets import Embedders, Key, Target
 from sqla_vector.tracking.texts import RowState, Write, read, write
 
-__all__ = ["Batch", "Failure", "Job", "Row", "finish", "take"]
+__all__ = ["Batch", "Failure", "Job", "Row", "finish", "take", "write_made"]
 
 RowName = tuple[str, Key]
 """A row: its entity and its key."""
@@ -214,27 +214,55 @@ def _write_column(
     jobs: Sequence[Job],
     embedders: Embedders,
 ) -> set[RowName]:
-    model = embedders.model(column)
+    written, late = write_made(connection, target, column, embedders.model(column), jobs, batch.vectors)
+    for key in late:
+        batch.rows[target.entity, key].is_late = True
+    return {(target.entity, key) for key in written}
+
+
+def write_made(
+    connection: Connection,
+    target: Target,
+    column: EmbeddedColumn,
+    model: Model,
+    jobs: Sequence[Job],
+    vectors: Mapping[tuple[str, str], NDArray[Any]],
+) -> tuple[set[Key], set[Key]]:
+    """Write vectors for rows whose text is still the one that they were made of, and keep others from changing it.
+
+    Args:
+        connection: in a transaction that has the right to write.
+        target: the class.
+        column: one of its columns.
+        model: the present one.
+        jobs: the rows, as they were read.
+        vectors: by the embedder's name and the text.
+
+    Returns:
+        The keys that were written, and those that somebody is changing.
+    """
     keys = [job.state.key for job in jobs]
     free = lock_related(connection, target, column, keys) if has_relations(column) else set(keys)
     now = read(connection, target, column, keys, lock=True, before={job.state.key: job.state for job in jobs})
     exist = set(now) if set(keys) <= set(now) else set(read(connection, target, column, keys))
     writes: list[Write] = []
+    late: set[Key] = set()
     for job in jobs:
-        state, row = now.get(job.state.key), batch.rows[job.row]
+        key = job.state.key
+        state = now.get(key)
         if state is None:
             # Deleted meanwhile, or locked by somebody who is changing it.
-            row.is_late |= job.state.key in exist
-        elif job.state.key not in free or state.error is not None or _wanted(state, job, model) != job.wanted:
-            row.is_late = True
+            late |= {key} & exist
+        elif key not in free or state.error is not None or _wanted(state, job, model) != job.wanted:
+            late.add(key)
         elif not state.has(job.wanted):
-            vector = batch.vectors.get((column.spec.embedder, state.text)) if state.text is not None else None
+            vector = vectors.get((column.spec.embedder, state.text)) if state.text is not None else None
             if vector is None and job.wanted is not None:
-                row.is_late = True
+                late.add(key)
             else:
-                writes.append(Write(state.key, vector, job.wanted))
+                writes.append(Write(key, vector, job.wanted))
     write(connection, target, column, writes)
-    return {(target.entity, row.key) for row in writes}
+    return {row.key for row in writes}, late
 
 
 def _wanted(state: RowState, job: Job, model: Model) -> str | None:

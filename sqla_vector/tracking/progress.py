@@ -7,9 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqla_vector.tracking.steps import Call, Steps
+from sqlalchemy import Connection, func, select
 
-__all__ = ["Meter", "OnProgress", "Progress"]
+from sqla_vector.tracking.steps import Call, Steps
+from sqla_vector.tracking.targets import Key, Target
+from sqla_vector.tracking.texts import keys_after
+
+__all__ = ["Meter", "OnProgress", "Progress", "count_rows"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +64,11 @@ class Meter:
         self.done += rows
         if self.on_progress is not None:
             yield Call(self.on_progress, (Progress(self.column, self.done, self.total, self.seconds),))
+
+
+def count_rows(connection: Connection, target: Target, after: Key | None = None) -> int:
+    """Return how many rows a target has, of those whose keys follow one, if that is given."""
+    stmt = select(func.count()).select_from(target.mapper.class_)
+    if after is not None:
+        stmt = stmt.where(keys_after(target, after))
+    return int(connection.scalar(stmt) or 0)

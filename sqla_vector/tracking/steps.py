@@ -10,6 +10,7 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Callable, Generator
+from concurrent import futures
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -23,7 +24,19 @@ from sqla_vector.embedding import Embedder, aembed, embed
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption
 from sqla_vector.types import support_of
 
-__all__ = ["AsyncDriver", "Call", "Driver", "Embedding", "Pause", "Step", "Steps", "Transaction", "is_asynchronous"]
+__all__ = [
+    "AnyOf",
+    "AsyncDriver",
+    "Call",
+    "Driver",
+    "Embedding",
+    "Pause",
+    "Start",
+    "Step",
+    "Steps",
+    "Transaction",
+    "is_asynchronous",
+]
 
 T = TypeVar("T")
 
@@ -61,7 +74,21 @@ class Call:
     arguments: tuple[Any, ...]
 
 
-Step = Transaction | Embedding | Pause | Call
+@dataclass(frozen=True)
+class Start:
+    """Begin with other steps beside these: in a thread, or in a task; answered by what :class:`AnyOf` waits for."""
+
+    steps: Generator[Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """Wait until one of the runs that were started has ended; answered by those that have: ``run.result()``."""
+
+    runs: list[Any]
+
+
+Step = Transaction | Embedding | Pause | Call | Start | AnyOf
 Steps = Generator[Step, Any, T]
 
 
@@ -129,7 +156,24 @@ class Driver:
             return self._embed(step)
         if isinstance(step, Call):
             return step.function(*step.arguments)
+        if isinstance(step, Start):
+            return self._start(step.steps)
+        if isinstance(step, AnyOf):
+            return futures.wait(step.runs, return_when=futures.FIRST_COMPLETED).done
         return self._stopped.wait(step.seconds)
+
+    def _start(self, steps: Steps[Any]) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self.run(steps))
+            except BaseException as error:
+                future.set_exception(error)
+
+        # Not of a pool, whose threads the end of the program would wait for.
+        threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+        return future
 
     def _embed(self, step: Embedding) -> NDArray[Any]:
         if step.timeout is None:
@@ -207,6 +251,10 @@ class AsyncDriver:
         if isinstance(step, Call):
             answer = step.function(*step.arguments)
             return await answer if inspect.isawaitable(answer) else answer
+        if isinstance(step, Start):
+            return asyncio.create_task(self.run(step.steps))
+        if isinstance(step, AnyOf):
+            return (await asyncio.wait(step.runs, return_when=asyncio.FIRST_COMPLETED))[0]
         try:
             return await asyncio.wait_for(self._stopped.wait(), step.seconds)
         except TimeoutError:

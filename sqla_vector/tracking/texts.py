@@ -19,7 +19,7 @@ from sqla_vector.exc import InvalidText
 from sqla_vector.tracking.related import has_relations, keys_in
 from sqla_vector.tracking.targets import Key, Target
 
-__all__ = ["RowState", "mark", "read", "read_after", "write"]
+__all__ = ["RowState", "keys_after", "mark", "read", "read_after", "write"]
 
 
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
@@ -80,14 +80,17 @@ def read(
     return {state.key: state for state in found}
 
 
+def keys_after(target: Target, after: Key) -> Any:
+    """Return the criterion that keys follow one."""
+    attributes = target.key_attributes
+    return attributes[0] > after[0] if len(after) == 1 else tuple_(*attributes) > tuple_(*after)
+
+
 def read_after(
     connection: Connection, target: Target, column: EmbeddedColumn, after: Key | None, limit: int
 ) -> list[RowState]:
     """Return the states of the next rows in the order of their keys, from the first one on if ``after`` is None."""
-    criterion = None
-    if after is not None:
-        attributes = target.key_attributes
-        criterion = attributes[0] > after[0] if len(after) == 1 else tuple_(*attributes) > tuple_(*after)
+    criterion = None if after is None else keys_after(target, after)
     return _read(connection, target, column, criterion, limit, False)
 
 

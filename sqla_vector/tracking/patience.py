@@ -1,0 +1,75 @@
+"""How long what fails is waited for, and how a run is asked to stop."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from sqla_vector.exc import InvalidOption
+
+__all__ = ["Backoff", "check_seconds", "is_passing", "stopped_by_signals"]
+
+
+@dataclass(frozen=True)
+class Backoff:
+    """Pauses that grow with the failures, varied at random, so that processes do not come back all at once.
+
+    Args:
+        first: seconds after the first failure at most.
+        longest: seconds at most.
+    """
+
+    first: float
+    longest: float
+
+    def after(self, failures: int, asked_for: float | None = None) -> float:
+        """Return the seconds to wait after a number of failures, no less than what somebody asked for."""
+        if asked_for is not None:
+            return asked_for * random.uniform(1.0, 1.1)
+        most = min(self.longest, self.first * 2.0 ** min(failures - 1, 30))
+        return random.uniform(most / 2, most)
+
+
+def is_passing(error: Exception) -> bool:
+    """Tell whether the database may work again without anybody changing a program."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+
+
+def check_seconds(value: object, name: str, least: float) -> float:
+    """Return a number of seconds.
+
+    Raises:
+        InvalidOption: it is none, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
+        raise InvalidOption(f"{name} is a number of seconds, {least:g} or more, got {value!r}")
+    return float(value)
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
+    """Call a function at the first SIGTERM or SIGINT; at the second one the process ends at once."""
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if came:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        came.append(number)
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
