@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
@@ -67,9 +66,12 @@ def _import(name: str) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, KeyError) and frames and frames[-1].filename == os.__file__:
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if isinstance(error, KeyError) and last is not None and last.tb_frame.f_globals.get("__name__") == "os":
         return f"the environment variable {error.args[0]} is not set"
+    frames = traceback.extract_tb(error.__traceback__)
     where = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
     at = f" ({Path(where[-1].filename).name}, line {where[-1].lineno})" if where else ""
     return f"{type(error).__name__}: {error}{at}"
@@ -115,15 +117,12 @@ class Application:
         if not self.targets:
             raise Failed(f"the models of {name} have no embedded column; declare one with embedding_column()")
         self._runner: asyncio.Runner | None = None
-        self._engines: set[Engine] = set()
+        self._engines = _engines(sessions)
 
     @property
     def passwords(self) -> list[str]:
         """The passwords of its databases, as far as URLs have them."""
-        options: dict[str, Any] = getattr(self.sessions, "kw", {})
-        engines = [options.get("bind"), *(options.get("binds") or {}).values()]
-        urls = [getattr(engine, "url", None) for engine in engines]
-        return [str(url.password) for url in urls if url is not None and url.password]
+        return [str(engine.url.password) for engine in self._engines if engine.url.password]
 
     @property
     def outbox(self) -> Table:
@@ -214,6 +213,14 @@ class Application:
     async def _dispose(self) -> None:
         for engine in self._engines:
             await AsyncEngine(engine).dispose()
+
+
+def _engines(sessions: Any) -> set[Engine]:
+    """Return the engines that a maker was given; others are met when they connect."""
+    options: dict[str, Any] = getattr(sessions, "kw", {})
+    found = [options.get("bind"), *(options.get("binds") or {}).values()]
+    engines = [getattr(bind, "sync_engine", getattr(bind, "engine", None)) for bind in found]
+    return {engine for engine in engines if isinstance(engine, Engine)}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import typer
 from sqla_vector.cli.application import Application
 from sqla_vector.cli.durations import seconds_of
 from sqla_vector.cli.failure import Failed
-from sqla_vector.cli.output import duration
+from sqla_vector.cli.output import counted, duration
 from sqla_vector.cli.running import AppOption, JsonOption, Running, TracebackOption, YesOption, running
 from sqla_vector.tracking.dead import Selection, count_dead, drop, list_dead, replay
 
@@ -84,7 +84,7 @@ def _replay(
         _check_meant(selection, everything)
         number = application.call(lambda c: replay(c, application.outbox, selection), to_write=True)
         output.result({"replayed": number})
-        output.line(f"{number:,} entries are tried again")
+        output.line(f"{counted(number, 'entry is', 'entries are')} tried again")
 
 
 def _drop(
@@ -105,7 +105,7 @@ def _drop(
         _check_meant(selection, everything)
         number = _drop_agreed(command, selection, is_agreed)
         output.result({"dropped": number})
-        output.line(f"{number:,} entries were dropped")
+        output.line(f"{counted(number, 'entry was', 'entries were')} dropped")
 
 
 def _drop_agreed(command: Running, selection: Selection, is_agreed: bool) -> int:
@@ -113,7 +113,7 @@ def _drop_agreed(command: Running, selection: Selection, is_agreed: bool) -> int
     number = application.call(lambda c: count_dead(c, application.outbox, selection))
     if number == 0:
         return 0
-    command.output.confirm(f"{number:,} dead entries will be deleted.", is_agreed=is_agreed)
+    command.output.confirm(f"{counted(number, 'dead entry', 'dead entries')} will be deleted.", is_agreed=is_agreed)
     return application.call(lambda c: drop(c, application.outbox, selection), to_write=True)
 
 

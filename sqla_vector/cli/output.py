@@ -15,7 +15,7 @@ from rich.text import Text
 from sqla_vector.cli.failure import ExitCode, Failed
 from sqla_vector.cli.masking import Masking
 
-__all__ = ["Output", "duration", "plain"]
+__all__ = ["Output", "counted", "duration", "plain"]
 
 
 class Output:
@@ -105,6 +105,11 @@ class Output:
 def plain(text: str) -> str:
     """Return a text as one line: what rows and servers say may hold what a terminal obeys."""
     return "".join(char if char.isprintable() else " " for char in text)
+
+
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number of things: ``1 entry``, ``1,200 entries``."""
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def duration(seconds: float) -> str:
