@@ -229,9 +229,16 @@ def bury(
     seconds: float | None,
     channel: str = CHANNEL,
 ) -> None:
-    """Count a failure of an entry, which is tried again after some seconds, or is dead if they are None."""
+    """Count a failure of an entry, which is tried again after some seconds, or is dead if they are None.
+
+    An entry that the claim does not hold any more is left to whoever took it.
+    """
     c = outbox.c
-    connection.execute(
+    same = and_(c.channel == channel, c.entity == entry.entity, c.row_key == entry.row_key)
+    if seconds is None:
+        # Two workers may fail at two entries of one row: one after the other, or neither would see the other's.
+        connection.execute(select(c.id).where(same).order_by(c.id).with_for_update())
+    counted = connection.execute(
         update(outbox)
         .where(c.id == entry.id, c.claimed_by == token)
         .values(
@@ -242,7 +249,6 @@ def bury(
             available_at=database_now() + (seconds or 0.0),
         )
     )
-    if seconds is None:
-        # Two workers may fail at two entries of one row; one of them says why.
-        same = and_(c.channel == channel, c.entity == entry.entity, c.row_key == entry.row_key)
+    if seconds is None and counted.rowcount:
+        # One of them says why.
         connection.execute(delete(outbox).where(same, c.state == DEAD, c.id != entry.id))

@@ -6,14 +6,16 @@ import signal
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqla_vector.exc import EmbedderError
+from sqla_vector.tracking.outbox import CHANNEL, bury, claim
 from tests.support.backends import Backend
 from tests.support.invariant import find
 from tests.support.nursery import Nursery, begin, change, nursery
@@ -176,3 +178,37 @@ def test_a_program_that_is_killed_at_any_point_of_a_flush_loses_nothing(
     with nursery(backend.url, tmp_path / "embedded.jsonl", related=True, has_rows=True, when=when) as born:
         points = die_at_every_point(born, backend.url, "die_editing")
         assert points >= (len(FLUSH_STEPS) if when == "flush" else len(FLUSH_STEPS) - 2)
+
+
+@pytest.mark.backends("psycopg", "psycopg2")
+def test_two_workers_that_fail_at_one_row_leave_one_reason(tracked: Make) -> None:
+    t = tracked(article_models("worker"), PointedEmbedder())
+    outbox, engine = t.base.outbox, t.engine
+    t.run(lambda s: s.add(t.base.Article(id=1, title="a")))
+    t.run(lambda s: setattr(s.get_one(t.base.Article, 1), "title", "b"))
+    taken = []
+    for token in ("one", "other"):
+        with engine.begin() as connection:
+            taken += claim(connection, outbox, token, 1, 60.0, CHANNEL, ["article"])
+    is_done = Event()
+
+    def fail() -> None:
+        with engine.begin() as connection:
+            bury(connection, outbox, "other", taken[1], "because", None)
+        is_done.set()
+
+    with engine.begin() as connection:
+        bury(connection, outbox, "one", taken[0], "because", None)
+        thread = Thread(target=fail)
+        thread.start()
+        while not is_done.is_set() and not is_waited_for(connection):
+            is_done.wait(0.01)
+    thread.join()
+    (entry,) = t.entries()
+    assert (entry.state, entry.reason) == ("dead", "because")
+
+
+def is_waited_for(connection: Connection) -> bool:
+    """Tell whether a transaction waits for this one."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    return bool(connection.scalar(text(waiting)))
