@@ -91,8 +91,7 @@ class Listener:
 
     def before_flush(self, session: Session, context: Any, instances: Any) -> None:
         """Embed the texts that are known."""
-        self._plans.begin()
-        if not self._plans.targets:
+        if not self._plans.begin():
             return
         flush = _Flush(self._embedders.at(lambda column: _connection_to(session, column.mapper), hold=True))
         wishes: list[_Wish] = []

@@ -8,7 +8,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Text, Unicode, UnicodeText
-from sqlalchemy.orm import ColumnProperty, Mapper
+from sqlalchemy.orm import ColumnProperty, Mapper, configure_mappers
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR
 
@@ -155,13 +155,14 @@ class Plans:
     """
 
     models: Models | None = None
-    _known: frozenset[Mapper[Any]] = frozenset()
+    _known: frozenset[Mapper[Any]] | None = None
     _targets: tuple[Target, ...] = ()
     _plans: WeakKeyDictionary[Mapper[Any], Plan] = field(default_factory=WeakKeyDictionary)
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """All targets."""
+        """All targets, also of classes that nobody has used yet."""
+        configure_mappers()
         self._refresh()
         return self._targets
 
@@ -172,9 +173,10 @@ class Plans:
             found = self._plans[mapper] = self._make(mapper)
         return None if found is _NOTHING else found
 
-    def begin(self) -> None:
-        """Learn of classes that were mapped since."""
+    def begin(self) -> bool:
+        """Learn of classes that were mapped since, and tell whether there are targets."""
         self._refresh()
+        return bool(self._targets)
 
     def _refresh(self) -> None:
         known = embedded_mappers()

@@ -514,3 +514,8 @@ def test_no_flush_is_remembered(tracked: Make):
     gone = t.run(run)
     gc.collect()
     assert gone() is None
+
+
+def test_a_worker_knows_models_that_nobody_has_used_yet(tracked: Make):
+    t = tracked(article_models("worker"), CountingEmbedder())
+    assert [target.entity for target in t.tracking.targets] == ["article"]
