@@ -21,6 +21,7 @@ from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.calls import Calls
 from sqla_vector.tracking.filling import Batch, Filling, Reader
 from sqla_vector.tracking.limits import Limits, RateLimit, estimate_tokens
+from sqla_vector.tracking.observe import Watch
 from sqla_vector.tracking.patience import Backoff, check_seconds, stopped_by_signals
 from sqla_vector.tracking.progress import Meter, OnProgress, count_rows
 from sqla_vector.tracking.scope import Scope
@@ -146,13 +147,14 @@ class Backfill:
             raise InvalidOption(f"count_tokens= is a function from a text to its tokens, got {count_tokens!r}")
         self._on_progress = on_progress
         self._stopping = False
+        watch = Watch(None, is_async=self._scope.is_async)
         self._filling = Filling(
             self._target,
             self._column,
             self._scope.embedders.model(self._column),
             None,
             self._scope.outbox,
-            Calls(Limits(limits, limits_table, list(self._scope.embedders.given)), seconds),
+            Calls(Limits(limits, limits_table, list(self._scope.embedders.given)), seconds, watch, "backfill"),
             Backoff(check_seconds(backoff, "backoff", 0.0), check_seconds(max_backoff, "max_backoff", 0.0)),
             None if max_outage is None else check_seconds(max_outage, "max_outage", 0.0),
             estimate_tokens if count_tokens is None else count_tokens,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
 from sqla_vector.embedding import Embedder
+from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable
 from sqla_vector.tracking.limits import Limits
+from sqla_vector.tracking.observe import TextsEmbedded, Watch
 from sqla_vector.tracking.steps import Embedding, Steps
 
 __all__ = ["Calls", "Made"]
@@ -25,10 +28,14 @@ class Calls:
     Args:
         limits: how much may be used.
         timeout: seconds after which a call counts as failed; None waits.
+        watch: is told of calls.
+        origin: who makes them.
     """
 
     limits: Limits
     timeout: float | None
+    watch: Watch
+    origin: Literal["worker", "backfill"]
 
     def embed(
         self, name: str, embedder: Embedder, texts: list[str], made: Made, until: float | None = None
@@ -48,8 +55,10 @@ class Calls:
         while texts:
             number = yield from self.limits.share(name, texts, until)
             part, texts = texts[:number], texts[number:]
+            model, started = str(model_of(embedder)), time.perf_counter()
             try:
-                vectors = yield Embedding(embedder, part, self.timeout)
+                with self.watch.span(f"sqla_vector.{self.origin}.embed", texts=len(part), model=model):
+                    vectors = yield Embedding(embedder, part, self.timeout)
             except EmbedderUnavailable:
                 raise
             except EmbedderError as error:
@@ -60,4 +69,6 @@ class Calls:
                 yield from self.embed(name, embedder, part[:middle], made, until)
                 yield from self.embed(name, embedder, part[middle:], made, until)
             else:
+                seconds = time.perf_counter() - started
+                yield from self.watch.tell(TextsEmbedded(self.origin, model, len(part), seconds))
                 made.update(zip(part, vectors, strict=True))

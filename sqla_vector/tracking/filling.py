@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +19,13 @@ from sqla_vector.tracking.calls import Calls, Made
 from sqla_vector.tracking.entries import forget_dead, note
 from sqla_vector.tracking.jobs import Job, write_made
 from sqla_vector.tracking.limits import tokens_of
-from sqla_vector.tracking.patience import Backoff, is_passing
+from sqla_vector.tracking.observe import Outage
+from sqla_vector.tracking.patience import Backoff, is_passing, said
 from sqla_vector.tracking.steps import Pause, Steps, Transaction
 from sqla_vector.tracking.targets import Key, Target
 from sqla_vector.tracking.texts import RowState, read, read_after
 
 __all__ = ["Batch", "Filling", "Reader"]
-
-logger = logging.getLogger("sqla_vector.tracking")
 
 _READ: Final = 1000
 """Rows in one query: what is current costs no more than being read."""
@@ -143,7 +141,7 @@ class Filling:
                 if self.max_outage is not None and time.monotonic() - begun > self.max_outage:
                     raise
                 pause = self.backoff.after(failures, error.retry_after)
-                logger.warning("next attempt in %.1f s: %s", pause, error)
+                yield from self.calls.watch.tell(Outage("embedder", embedder.name, str(error), pause))
                 if (yield Pause(pause)):
                     return False
         for text, result in made.items():
@@ -172,8 +170,7 @@ class Filling:
             if is_passing(error):
                 raise
             if len(jobs) == 1:
-                # The driver's own words: SQLAlchemy's have the parameters too.
-                batch.refused[jobs[0].state.key] = f"cannot be written: {getattr(error, 'orig', None) or error}"
+                batch.refused[jobs[0].state.key] = f"cannot be written: {said(error)}"
                 return
             middle = len(jobs) // 2
             yield from self._write(batch, jobs[:middle], vectors, late)
@@ -198,7 +195,7 @@ class Filling:
                 if not is_passing(error) or failures == _ATTEMPTS:
                     raise
                 pause = self.backoff.after(failures)
-                logger.warning("the database cannot be used, next attempt in %.1f s: %s", pause, error.orig)
+                yield from self.calls.watch.tell(Outage("database", "", said(error), pause))
                 if (yield Pause(pause)):
                     raise
 

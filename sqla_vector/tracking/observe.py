@@ -130,7 +130,7 @@ class Outage:
 class TextsEmbedded:
     """An embedder made vectors, in one call."""
 
-    origin: Literal["flush", "worker"]
+    origin: Literal["flush", "worker", "backfill"]
     model: str
     """Name and version, as fingerprints have them."""
     texts: int

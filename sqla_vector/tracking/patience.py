@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from sqla_vector.exc import InvalidOption
 
-__all__ = ["Backoff", "check_seconds", "is_passing", "stopped_by_signals"]
+__all__ = ["Backoff", "check_seconds", "is_passing", "said", "stopped_by_signals"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,13 @@ def is_passing(error: Exception) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+
+
+def said(error: Exception) -> str:
+    """Return what a database says in its first line: in the others PostgreSQL shows the row."""
+    # The driver's own words: SQLAlchemy's have the parameters too.
+    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def check_seconds(value: object, name: str, least: float) -> float:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import random
-import signal
 import socket
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.embedding import Embedder, Model
-from sqla_vector.embedding.embedder import model_of
-from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption, VectorError
+from sqla_vector.exc import EmbedderUnavailable, InvalidOption, VectorError
 from sqla_vector.schema import check_whole_number
+from sqla_vector.tracking.calls import Calls, Made
 from sqla_vector.tracking.jobs import Batch, Failure, Job, finish, take
+from sqla_vector.tracking.limits import Limits, RateLimit
 from sqla_vector.tracking.observe import (
     BatchFinished,
     OnEvent,
@@ -32,15 +30,15 @@ from sqla_vector.tracking.observe import (
     Outcome,
     QueueSeen,
     RowFailed,
-    TextsEmbedded,
     Watch,
     WorkerStarted,
     WorkerStopped,
 )
 from sqla_vector.tracking.outbox import CHANNEL, check_outbox, is_pending, postpone
+from sqla_vector.tracking.patience import Backoff, check_seconds, is_passing, said, stopped_by_signals
 from sqla_vector.tracking.session import tracking_of
 from sqla_vector.tracking.status import status
-from sqla_vector.tracking.steps import AsyncDriver, Driver, Embedding, Pause, Steps, Transaction, is_asynchronous
+from sqla_vector.tracking.steps import AsyncDriver, Driver, Pause, Steps, Transaction, is_asynchronous
 from sqla_vector.tracking.targets import Embedders, Models, Target, targets_of
 
 __all__ = ["Outcome", "Worker"]
@@ -81,6 +79,9 @@ class Worker:
         max_backoff: seconds between two attempts at most, also while an embedder or the database cannot be reached.
         poll: seconds between two looks at an empty outbox.
         name: of the worker, in ``claimed_by``; by default the host's name and the process.
+        limits: how much of each embedder may be used, by the names that models call them, by all workers and backfills
+            together: ``{"minilm": RateLimit(requests=60)}``.  A worker waits for its share without a transaction.
+        limits_table: made by :func:`limits_table`; needed for ``limits``.
         on_event: is called with each :data:`~sqla_vector.tracking.Event`: start and stop, batches, rows that failed,
             outages, what waits.  Asynchronous workers await it if it is asynchronous.  One that fails is logged.
 
@@ -103,6 +104,8 @@ class Worker:
         max_backoff: float = 300.0,
         poll: float = 1.0,
         name: str | None = None,
+        limits: Mapping[str, RateLimit] | None = None,
+        limits_table: Table | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
         self.is_async = is_asynchronous(sessions)
@@ -117,19 +120,20 @@ class Worker:
         self._targets = targets_of(models) if models is not None or tracking is None else tracking.targets
         self._targets = _served(self._targets, self._embedders)
         self._batch_size = check_whole_number(batch_size, "batch_size", 1, 10_000)
-        self._lease = _seconds(lease, "lease", 0.001)
-        self._timeout = None if timeout is None else _seconds(timeout, "timeout", 0.001)
+        self._lease = check_seconds(lease, "lease", 0.001)
+        self._timeout = None if timeout is None else check_seconds(timeout, "timeout", 0.001)
         if self._timeout is not None and self._timeout >= self._lease:
             raise InvalidOption(
                 f"lease ({lease:g} s) must be longer than timeout ({timeout:g} s): others would take up what this "
                 "worker is still embedding"
             )
-        self._max_backoff = _seconds(max_backoff, "max_backoff", 0.0)
-        self._backoff = _seconds(backoff, "backoff", 0.0)
+        self._backoff = Backoff(check_seconds(backoff, "backoff", 0.0), check_seconds(max_backoff, "max_backoff", 0.0))
         self._attempts = check_whole_number(attempts, "attempts", 1, 1000)
-        self._poll = _seconds(poll, "poll", 0.001)
+        self._poll = check_seconds(poll, "poll", 0.001)
         self.name = f"{socket.gethostname()[:24]}:{os.getpid()}" if name is None else _name(name)
         self._watch = Watch(on_event, is_async=self.is_async)
+        known_limits = Limits(limits, limits_table, list(self._embedders.given))
+        self._calls = Calls(known_limits, self._timeout, self._watch, "worker")
         self._next_look = 0.0
         self._stopping = False
         self._outages: dict[str, _Outage] = {}
@@ -161,14 +165,14 @@ class Worker:
             What became of all rows.
         """
         driver = self._synchronous("arun")
-        with self._signals() if signals else _nothing():
+        with stopped_by_signals(self._stop_at_signal) if signals else nullcontext():
             outcome: Outcome = driver.run(self._loop(until_empty))
         return outcome
 
     async def arun(self, *, until_empty: bool = False, signals: bool = False) -> Outcome:
         """Do the same as :meth:`run`, with asynchronous sessions."""
         driver = self._asynchronous("run")
-        with self._signals() if signals else _nothing():
+        with stopped_by_signals(self._stop_at_signal) if signals else nullcontext():
             outcome: Outcome = await driver.run(self._loop(until_empty))
         return outcome
 
@@ -187,21 +191,9 @@ class Worker:
             raise InvalidOption(f"the sessions of this worker are not asynchronous: call worker.{other}()")
         return self._driver
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self._stopping:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
-            logger.info("%s stops when its batch is finished", self.name)
-            self.stop()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop_at_signal(self) -> None:
+        logger.info("%s stops when its batch is finished", self.name)
+        self.stop()
 
     # The algorithm.
 
@@ -226,7 +218,7 @@ class Worker:
                 if outcome.late == outcome.entries:
                     yield Pause(min(self._poll, 0.1))
             except DBAPIError as error:
-                if not _is_passing(error):
+                if not is_passing(error):
                     raise
                 failures += 1
                 yield from self._pause(failures, error)
@@ -236,8 +228,8 @@ class Worker:
         return total
 
     def _pause(self, failures: int, error: DBAPIError) -> Steps[None]:
-        pause = self._delay(failures)
-        yield from self._watch.tell(Outage("database", "", _said(error), pause))
+        pause = self._backoff.after(failures)
+        yield from self._watch.tell(Outage("database", "", said(error), pause))
         yield Pause(pause)
 
     def _look(self) -> Steps[None]:
@@ -280,7 +272,7 @@ class Worker:
             yield Transaction(lambda connection: postpone(connection, self._outbox, batch.token, ids))
         except DBAPIError as error:
             # They come back when the lease ends.
-            logger.warning("%d entries could not be given back: %s", len(ids), _said(error))
+            logger.warning("%d entries could not be given back: %s", len(ids), said(error))
 
     def _work_off(self, batch: Batch, *, go_on: bool) -> Steps[tuple[Outcome, Batch | None]]:
         """Embed a batch and settle it, and take the next one in the same transaction."""
@@ -308,8 +300,9 @@ class Worker:
                 yield from self._note_outage(name, embedder, error)
                 for job in jobs:
                     row = batch.rows[job.row]
-                    row.is_late = True
-                    postponed.update(row.ids)
+                    if (name, str(job.state.text)) not in batch.vectors and row.failure is None:
+                        row.is_late = True
+                        postponed.update(row.ids)
         return len(postponed)
 
     def _reachable(self) -> tuple[Target, ...]:
@@ -322,12 +315,10 @@ class Worker:
     def _note_outage(self, name: str, embedder: Embedder, error: EmbedderUnavailable) -> Steps[None]:
         outage = self._outages.setdefault(name, _Outage())
         outage.failures += 1
-        pause = self._delay(outage.failures)
-        if error.retry_after is not None:
-            # No earlier than it asks for, and not all workers at the same moment.
-            pause = error.retry_after * random.uniform(1.0, 1.1)
+        pause = self._backoff.after(outage.failures, error.retry_after)
         outage.until = time.monotonic() + pause
-        yield from self._watch.tell(Outage("embedder", embedder.name, str(error), pause))
+        if not self._stopping:
+            yield from self._watch.tell(Outage("embedder", embedder.name, str(error), pause))
 
     def _by_embedder(self, batch: Batch) -> list[tuple[str, Embedder, list[Job]]]:
         found: dict[str, tuple[str, Embedder, list[Job]]] = {}
@@ -341,35 +332,23 @@ class Worker:
         by_text: dict[str, list[Job]] = {}
         for job in jobs:
             by_text.setdefault(str(job.state.text), []).append(job)
-        made = yield from self._bisect(embedder, list(by_text))
-        for text, result in made.items():
-            if isinstance(result, np.ndarray):
-                batch.vectors[name, text] = result
-            else:
-                for job in by_text[text]:
-                    batch.rows[job.row].failure = Failure("embedder", f"{job.column}: {result}")
-
-    def _bisect(self, embedder: Embedder, texts: list[str]) -> Steps[dict[str, NDArray[Any] | str]]:
-        """Embed texts, and halve those that fail until the one is found that does."""
-        model, started = str(model_of(embedder)), time.perf_counter()
+        made: Made = {}
+        # Whoever waits for a share longer than the lease lasts would wait for rows that others have taken up.
+        until = time.monotonic() + self._lease - (self._lease / 2 if self._timeout is None else self._timeout)
         try:
-            with self._watch.span("sqla_vector.worker.embed", texts=len(texts), model=model):
-                vectors = yield Embedding(embedder, texts, self._timeout)
-        except EmbedderUnavailable:
-            raise
-        except EmbedderError as error:
-            if len(texts) == 1:
-                return {texts[0]: str(error)}
-            middle = len(texts) // 2
-            left = yield from self._bisect(embedder, texts[:middle])
-            right = yield from self._bisect(embedder, texts[middle:])
-            return left | right
-        yield from self._watch.tell(TextsEmbedded("worker", model, len(texts), time.perf_counter() - started))
-        return dict(zip(texts, vectors, strict=True))
+            yield from self._calls.embed(name, embedder, list(by_text), made, until)
+        finally:
+            # What was made before an outage is not made again.
+            for text, result in made.items():
+                if isinstance(result, np.ndarray):
+                    batch.vectors[name, text] = result
+                else:
+                    for job in by_text[text]:
+                        batch.rows[job.row].failure = Failure("embedder", f"{job.column}: {result}")
 
     def _finish(self, batch: Batch, *, go_on: bool) -> Steps[tuple[dict[str, int], Batch | None]]:
         """Write what was made; a row that the database refuses fails alone."""
-        delays = [self._delay(number) for number in range(1, self._attempts)]
+        delays = [self._backoff.after(number) for number in range(1, self._attempts)]
         later = random.uniform(0.02, 0.1)
 
         def settle(part: Batch, *, go_on: bool = False) -> Transaction:
@@ -385,17 +364,17 @@ class Worker:
             yield from self._tell_failed(batch)
             return answer
         except (DBAPIError, VectorError) as error:
-            if _is_passing(error):
+            if is_passing(error):
                 raise
         counts: dict[str, int] = {}
         for part in batch.split():
             try:
                 found, _ = yield from self._insist(settle(part), go_on=go_on)
             except (DBAPIError, VectorError) as error:
-                if _is_passing(error):
+                if is_passing(error):
                     raise
                 for row in part.rows.values():
-                    row.failure = Failure("database", f"cannot be written: {_said(error)}")
+                    row.failure = Failure("database", f"cannot be written: {said(error)}")
                 found, _ = yield from self._insist(settle(part), go_on=go_on)
             yield from self._tell_failed(part)
             counts = {name: counts.get(name, 0) + number for name, number in found.items()}
@@ -409,7 +388,7 @@ class Worker:
                 return (yield step)
             except DBAPIError as error:
                 # A step whose commit got no answer may be done already; then there is nothing left for it to do.
-                if not go_on or self._stopping or not _is_passing(error) or time.monotonic() > until:
+                if not go_on or self._stopping or not is_passing(error) or time.monotonic() > until:
                     raise
                 failures += 1
                 yield from self._pause(failures, error)
@@ -419,11 +398,6 @@ class Worker:
             name, attempts = (self.name, entry.entity, entry.row_key), entry.attempts + 1
             yield from self._watch.tell(RowFailed(*name, failure.kind, failure.reason, attempts, is_dead))
 
-    def _delay(self, failures: int) -> float:
-        """Return a random time that grows with the failures, so that workers do not come back all at once."""
-        longest = min(self._max_backoff, self._backoff * 2.0 ** min(failures - 1, 30))
-        return random.uniform(longest / 2, longest)
-
 
 def _served(targets: tuple[Target, ...], embedders: Embedders) -> tuple[Target, ...]:
     for target in targets:
@@ -432,32 +406,7 @@ def _served(targets: tuple[Target, ...], embedders: Embedders) -> tuple[Target, 
     return targets
 
 
-def _is_passing(error: Exception) -> bool:
-    """Tell whether the database may work again without anybody changing a program."""
-    if not isinstance(error, DBAPIError):
-        return False
-    return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
-
-
-def _said(error: Exception) -> str:
-    """Return what a database says in its first line: in the others PostgreSQL shows the row."""
-    # The driver's own words: SQLAlchemy's have the parameters too.
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _seconds(value: object, name: str, least: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < float("inf"):
-        raise InvalidOption(f"{name} is a number of seconds, {least:g} or more, got {value!r}")
-    return float(value)
-
-
 def _name(value: object) -> str:
     if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 40:
         raise InvalidOption(f"a worker's name has 1 to 40 printable characters, got {value!r}")
     return value
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
