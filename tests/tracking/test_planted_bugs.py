@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqla_vector.embedding import embedded_columns
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable
-from sqla_vector.tracking import jobs, listener, outbox, worker
+from sqla_vector.tracking import calls, jobs, listener, outbox, worker
 from sqla_vector.tracking.listener import Listener
 from tests.support.invariant import Finding, find
 from tests.support.points import Boom, PointedEmbedder, Points
@@ -398,7 +398,7 @@ def other_dead_entries_deleted_by_one_who_lost_the_lease(patch: Patch) -> None:
 def an_outage_counts_as_a_failure(patch: Patch) -> None:
     class Never(Exception): ...
 
-    patch.setattr(worker, "EmbedderUnavailable", Never)
+    patch.setattr(calls, "EmbedderUnavailable", Never)
 
 
 def deferred_rows_forgotten(patch: Patch) -> None:
