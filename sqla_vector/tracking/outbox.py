@@ -60,6 +60,7 @@ PENDING: Final = "pending"
 DEAD: Final = "dead"
 
 _MARK: Final = "sqla_vector_outbox"
+_LONGEST_REASON: Final = 2000
 
 
 @dataclass(slots=True)
@@ -220,6 +221,11 @@ def postpone(connection: Connection, outbox: Table, token: str, ids: Sequence[in
         )
 
 
+def _storable(reason: str) -> str:
+    """Return a reason that every database takes: half characters and NUL are in what embedders say, too."""
+    return reason[:_LONGEST_REASON].encode(errors="backslashreplace").decode().replace("\0", "\\0")
+
+
 def bury(
     connection: Connection,
     outbox: Table,
@@ -243,7 +249,7 @@ def bury(
         .where(c.id == entry.id, c.claimed_by == token)
         .values(
             attempts=entry.attempts + 1,
-            reason=reason,
+            reason=_storable(reason),
             claimed_by=None,
             state=DEAD if seconds is None else PENDING,
             available_at=database_now() + (seconds or 0.0),
