@@ -66,6 +66,7 @@ class _Wish:
     plan: ColumnPlan
     state: State
     text: str
+    fingerprint: str | None
     is_new: bool
 
 
@@ -120,7 +121,7 @@ class Listener:
     def _look_at_new(self, session: Session, flush: _Flush, wishes: list[_Wish], plan: Plan, state: State) -> None:
         values = state.dict
         # A row that is deleted and added in one flush is updated, and keeps what the new object does not have.
-        is_switched = bool(plan.columns) and _is_in_identity_map(session, state)
+        is_switched = bool(plan.columns and len(session.identity_map)) and _is_in_identity_map(session, state)
         for column in plan.columns:
             is_known = not is_switched and column.knows(values, is_new=True)
             if values.get(column.key) is not None:
@@ -198,7 +199,7 @@ class Listener:
             return is_new or stored is not None
         wanted = fingerprint(flush.embedders.model(column.column), text)
         if is_new or again or (column.fingerprint_key in values and stored != wanted):
-            wishes.append(_Wish(column, state, text, is_new))
+            wishes.append(_Wish(column, state, text, wanted, is_new))
         return is_new or stored not in (None, wanted)
 
     def _look_at_links(self, session: Session, flush: _Flush, plan: Plan, state: State, *, deleted: bool) -> None:
@@ -226,7 +227,6 @@ class Listener:
             by_embedder.setdefault(id(embedder), []).append(wish)
         for group in by_embedder.values():
             embedder = flush.embedders.embedder(group[0].plan.column)
-            model = flush.embedders.model(group[0].plan.column)
             texts = list(dict.fromkeys(wish.text for wish in group))
             try:
                 vectors = self._embedded(embedder, texts)
@@ -236,9 +236,9 @@ class Listener:
                     flush.deferred.setdefault(wish.plan.target, []).append(wish.state)
                 continue
             vectors.setflags(write=False)
-            made = {text: (vector, fingerprint(model, text)) for text, vector in zip(texts, vectors, strict=True)}
+            made = dict(zip(texts, vectors, strict=True))
             for wish in group:
-                vector, mark = made[wish.text]
+                vector, mark = made[wish.text], wish.fingerprint
                 if wish.is_new:
                     # What an INSERT takes; a new object has no history to be kept.
                     values = wish.state.dict

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Text, Unicode, UnicodeText
 from sqlalchemy.orm import ColumnProperty, Mapper, configure_mappers
@@ -38,12 +38,12 @@ class ColumnPlan:
     target: Target
     column: EmbeddedColumn
 
-    @property
+    @cached_property
     def key(self) -> str:
         """The vector's attribute."""
         return self.column.key
 
-    @property
+    @cached_property
     def fingerprint_key(self) -> str:
         """The fingerprint's attribute."""
         return self.column.fingerprint_key
@@ -157,7 +157,8 @@ class Plans:
     models: Models | None = None
     _known: frozenset[Mapper[Any]] | None = None
     _targets: tuple[Target, ...] = ()
-    _plans: WeakKeyDictionary[Mapper[Any], Plan] = field(default_factory=WeakKeyDictionary)
+    _plans: dict[int, tuple[ref[Mapper[Any]], Plan]] = field(default_factory=dict)
+    """By the mapper's identity: a WeakKeyDictionary makes a reference for each question."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -168,10 +169,15 @@ class Plans:
 
     def of(self, mapper: Mapper[Any]) -> Plan | None:
         """Return the plan of a class, None if there is nothing to look at."""
-        found = self._plans.get(mapper)
+        found = self._plans.get(id(mapper))
         if found is None:
-            found = self._plans[mapper] = self._make(mapper)
-        return None if found is _NOTHING else found
+            number, plans = id(mapper), self._plans
+
+            def forget(_: object) -> None:
+                plans.pop(number, None)
+
+            found = plans[number] = (ref(mapper, forget), self._make(mapper))
+        return None if found[1] is _NOTHING else found[1]
 
     def begin(self) -> bool:
         """Learn of classes that were mapped since, and tell whether there are targets."""
