@@ -215,7 +215,7 @@ class Backfill:
             self._filling.estimate(batch)
             yield from self._count(report, meter, batch)
             report.after = batch.end
-        report.is_complete = not self._stopping
+        report.is_complete = reader.is_exhausted
 
     def _fill(self, reader: Reader, report: BackfillReport, meter: Meter) -> Steps[None]:
         """Read batches, and have as many of them worked off at the same time as there are workers."""
@@ -253,7 +253,7 @@ class Backfill:
                 done = yield AnyOf(list(running))
                 running = [run for run in running if run not in done]
             raise
-        report.is_complete = reader.at_end and not waiting
+        report.is_complete = reader.is_exhausted and not waiting
 
     def _count(self, report: BackfillReport, meter: Meter, batch: Batch) -> Steps[None]:
         report.rows += batch.rows

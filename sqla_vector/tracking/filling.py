@@ -215,6 +215,11 @@ class Reader:
     _given: int = 0
     _number: int = 0
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether all rows were given."""
+        return self.at_end and self._given == self._read
+
     def next(self) -> Steps[Batch | None]:
         """Return the next rows; None after the last one."""
         looks = 0
