@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -113,17 +112,7 @@ class _Comparison:
 
 def _renamed(definition: Capture, names: Mapping[tuple[str | None, str], str]) -> Capture:
     """Return a definition with the names that its tables have now, so that a downgrade can create it."""
-    if not names:
-        return definition
-
-    def now(schema: str | None, table: str) -> str:
-        return names.get((schema, table), table)
-
-    marks = tuple(
-        replace(mark, path=tuple(replace(join, table=now(join.schema, join.table)) for join in mark.path))
-        for mark in definition.marks
-    )
-    return replace(definition, table=now(definition.schema, definition.table), marks=marks)
+    return definition.relocated(lambda schema, table: (schema, names.get((schema, table), table)))
 
 
 def put_outside(operations: list[Any], first: int) -> list[Any]:

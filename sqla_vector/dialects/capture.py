@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any, Final, Literal, Protocol, get_args
 
@@ -61,6 +61,11 @@ class Join:
         if not self.on:
             raise InvalidOption(f"a path to {self.table} joins by at least one pair of columns")
         _check_names("column name", *(name for pair in self.on for name in pair))
+
+    def relocated(self, now: Callable[[str | None, str], tuple[str | None, str]]) -> Join:
+        """Return it with the table where it is now."""
+        schema, table = now(self.schema, self.table)
+        return replace(self, schema=schema, table=table)
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,13 @@ class Capture:
             named.update(mark.watched, mark.moving, _given(mark.fingerprint))
             named.update(() if mark.path else (name for name, _ in mark.key))
         return named
+
+    def relocated(self, now: Callable[[str | None, str], tuple[str | None, str]]) -> Capture:
+        """Return it with its tables where they are now; ``now`` takes and returns schema and name of each."""
+        schema, table = now(self.schema, self.table)
+        outbox_schema, outbox = now(self.outbox_schema, self.outbox)
+        marks = tuple(replace(mark, path=tuple(join.relocated(now) for join in mark.path)) for mark in self.marks)
+        return replace(self, schema=schema, table=table, outbox_schema=outbox_schema, outbox=outbox, marks=marks)
 
     def to_json(self) -> str:
         """Return it as one line, the same in every process."""

@@ -143,37 +143,39 @@ def _unique(table: Table) -> tuple[tuple[str, ...], ...]:
     return tuple(sorted(group for group in groups if group))
 
 
-def _create_captures(metadata: MetaData, connection: Connection, tables: Collection[Table], **kw: Any) -> None:
+def _create_captures(metadata: MetaData, connection: Any, tables: Collection[Table], **kw: Any) -> None:
     """Create what is missing, where all tables that it names are there."""
     if connection.dialect.name not in DIALECTS:
         return
     support: CaptureSupport = support_of(connection.dialect).captures()
-    created = {(table.schema, table.name) for table in tables}
-    wanted = [capture for capture in captures_of(metadata) if _is_missing(capture, support, connection, created)]
-    for capture in wanted:
-        _run(connection, [*support.drop(capture.name, capture.schema, connection.dialect)])
-        _run(connection, support.create(capture, connection.dialect))
+    created = {_place(connection, table.schema, table.name) for table in tables}
+    for capture in _located(metadata, connection):
+        needed = {(capture.schema, capture.table), *capture.tables}
+        if isinstance(connection, Connection):
+            wanted = _is_missing(capture, support, connection) and _are_there(needed - created, connection)
+        else:  # statements are only written down
+            wanted = not needed.isdisjoint(created)
+        if wanted:
+            _run(connection, support.drop(capture.name, capture.schema, connection.dialect))
+            _run(connection, support.create(capture, connection.dialect))
 
 
-def _is_missing(
-    capture: Capture, support: CaptureSupport, connection: Any, created: set[tuple[str | None, str]]
-) -> bool:
-    needed = [(capture.schema, capture.table), *capture.tables]
-    if not isinstance(connection, Connection):  # statements are only written down
-        return not created.isdisjoint(needed)
-    found = {(f.name, f.table_name): f for f in support.reflect(connection, capture.schema)}
-    same = found.get((capture.name, capture.table))
-    if same is not None:
-        if not same.is_of(capture):
-            logger.warning(
-                "the outbox triggers of %s are not as declared; create_all() changes nothing that is there, so let "
-                "Alembic do it, or drop %s",
-                capture.fullname,
-                capture.name,
-            )
-        return False
+def _is_missing(capture: Capture, support: CaptureSupport, connection: Connection) -> bool:
+    there = support.reflect(connection, capture.schema)
+    same = next((one for one in there if (one.name, one.table_name) == (capture.name, capture.table)), None)
+    if same is not None and not same.is_of(capture):
+        logger.warning(
+            "the outbox triggers of %s are not as declared; create_all() changes nothing that is there, so let Alembic "
+            "do it, or drop %s",
+            capture.fullname,
+            capture.name,
+        )
+    return same is None
+
+
+def _are_there(tables: Iterable[tuple[str | None, str]], connection: Connection) -> bool:
     inspector = inspect(connection)
-    return all((schema, name) in created or inspector.has_table(name, schema) for schema, name in needed)
+    return all(inspector.has_table(name, schema) for schema, name in tables)
 
 
 def _drop_captures(metadata: MetaData, connection: Connection, tables: Collection[Table], **kw: Any) -> None:
@@ -181,10 +183,25 @@ def _drop_captures(metadata: MetaData, connection: Connection, tables: Collectio
     if connection.dialect.name not in DIALECTS:
         return
     support: CaptureSupport = support_of(connection.dialect).captures()
-    dropped = {(table.schema, table.name) for table in tables}
-    for capture in captures_of(metadata):
+    dropped = {_place(connection, table.schema, table.name) for table in tables}
+    for capture in _located(metadata, connection):
         if not dropped.isdisjoint([(capture.schema, capture.table), *capture.tables]):
             _run(connection, support.drop(capture.name, capture.schema, connection.dialect))
+
+
+def _located(metadata: MetaData, connection: Connection) -> list[Capture]:
+    """Return the captures of a project with the schemas that its tables have on a connection."""
+    return [
+        capture.relocated(lambda schema, table: _place(connection, schema, table)) for capture in captures_of(metadata)
+    ]
+
+
+def _place(connection: Any, schema: str | None, table: str) -> tuple[str | None, str]:
+    """Return schema and name of a table, under ``schema_translate_map``."""
+    if not isinstance(connection, Connection):  # of create_mock_engine()
+        return schema, table
+    translated = connection.get_execution_options().get("schema_translate_map") or {}
+    return translated.get(schema, schema), table
 
 
 def _run(connection: Connection, statements: Iterable[str]) -> None:

@@ -220,6 +220,31 @@ def test_each_tenants_schema_has_triggers_of_its_own(backend: Backend, engine: A
     assert backend.run_connection(engine, run) == [marked(3), set()]
 
 
+def test_a_schema_that_is_translated_has_triggers(backend: Backend, engine: AnyEngine):
+    base = library()
+
+    def run(connection: Connection) -> Any:
+        found = []
+        for tenant in ("one", "two"):
+            connection.exec_driver_sql(f'CREATE SCHEMA "{tenant}"')
+            connection.execution_options(schema_translate_map={None: tenant})
+            base.metadata.create_all(connection)
+            base.metadata.create_all(connection)
+            connection.exec_driver_sql(f"SET LOCAL search_path = {tenant}")
+            for statement in SETUP:
+                connection.exec_driver_sql(statement)
+            entries(connection, base.outbox)
+            connection.exec_driver_sql("UPDATE author SET name = 'n' WHERE id = 2")
+            found.append(set(entries(connection, base.outbox)))
+        base.metadata.drop_all(connection)
+        names = connection.execute(
+            text("SELECT pronamespace::regnamespace::text FROM pg_proc WHERE proname ~ 'capture'")
+        )
+        return found, {name for (name,) in names}
+
+    assert backend.run_connection(engine, run) == ([marked(3), marked(3)], {"one"})
+
+
 def test_a_table_or_column_of_the_row_itself_may_be_renamed(captured: Captured):
     captured.sql("ALTER TABLE article RENAME headline TO title", "ALTER TABLE label RENAME TO etikett")
     assert captured.sql("UPDATE article SET title = 'n' WHERE id = 1") == marked(1)
