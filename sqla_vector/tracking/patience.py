@@ -9,12 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+from typing import Final
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from sqla_vector.exc import InvalidOption
 
-__all__ = ["Backoff", "check_seconds", "is_passing", "said", "stopped_by_signals"]
+__all__ = ["Backoff", "check_seconds", "has_passing_state", "is_passing", "said", "stopped_by_signals"]
+
+_PASSING: Final = frozenset({"08", "40", "53", "55", "57", "58"})
+"""Connections, rollbacks (deadlocks), resources, states of objects (locks), interventions of operators, the system:
+the classes of Appendix A of PostgreSQL's manual whose errors are not about what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,14 @@ def is_passing(error: Exception) -> bool:
     """Tell whether the database may work again without anybody changing a program."""
     if not isinstance(error, DBAPIError):
         return False
-    return error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError))
+    if error.connection_invalidated or isinstance(error, (OperationalError, InterfaceError)):
+        return True
+    return error.orig is not None and has_passing_state(error.orig)
+
+
+def has_passing_state(error: BaseException) -> bool:
+    """Tell the same by PostgreSQL's code of an error: of asyncpg's, SQLAlchemy makes no OperationalError."""
+    return str(getattr(error, "sqlstate", None))[:2] in _PASSING
 
 
 def said(error: Exception) -> str:

@@ -12,16 +12,18 @@ import threading
 from collections.abc import Callable, Generator
 from concurrent import futures
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_vector.embedding import Embedder, aembed, embed
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption
+from sqla_vector.tracking.patience import has_passing_state
 from sqla_vector.types import support_of
 
 __all__ = [
@@ -126,11 +128,12 @@ class Driver:
     def __init__(self, sessions: Callable[[], Session], outbox: Table) -> None:
         self._sessions = sessions
         self._outbox = outbox
-        self._stopped = threading.Event()
+        # Not an Event, whose lock the pause may hold that a signal's handler interrupts: it would wait for ever.
+        self._stopped: SimpleQueue[None] = SimpleQueue()
 
     def stop(self) -> None:
-        """Let pauses end, now and from now on."""
-        self._stopped.set()
+        """Let pauses end, now and from now on; may be called from a signal's handler."""
+        self._stopped.put(None)
 
     def run(self, steps: Steps[T]) -> T:
         """Do all steps, and return the generator's result."""
@@ -160,7 +163,12 @@ class Driver:
             return self._start(step.steps)
         if isinstance(step, AnyOf):
             return futures.wait(step.runs, return_when=futures.FIRST_COMPLETED).done
-        return self._stopped.wait(step.seconds)
+        try:
+            self._stopped.get(timeout=step.seconds)
+        except Empty:
+            return False
+        self._stopped.put(None)  # for the next pause
+        return True
 
     def _start(self, steps: Steps[Any]) -> futures.Future[Any]:
         future: futures.Future[Any] = futures.Future()
@@ -217,7 +225,7 @@ class AsyncDriver:
 
     def stop(self) -> None:
         """Let pauses end, now and from now on; may be called from anywhere."""
-        if self._loop is not None:
+        if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopped.set)
         else:
             self._stopped.set()
@@ -241,8 +249,15 @@ class AsyncDriver:
 
     async def _do(self, step: Step) -> Any:
         if isinstance(step, Transaction):
-            async with self._sessions() as session, session.begin():
-                return await session.run_sync(lambda inner: step.function(_begin(inner, self._outbox, step.to_write)))
+            try:
+                async with self._sessions() as session, session.begin():
+                    return await session.run_sync(
+                        lambda inner: step.function(_begin(inner, self._outbox, step.to_write))
+                    )
+            except Exception as error:
+                if _is_out_of_reach(error):
+                    raise OperationalError(None, None, error) from error
+                raise
         if isinstance(step, Embedding):
             try:
                 return await asyncio.wait_for(aembed(step.embedder, step.texts), step.timeout)
@@ -259,6 +274,11 @@ class AsyncDriver:
             return await asyncio.wait_for(self._stopped.wait(), step.seconds)
         except TimeoutError:
             return False
+
+
+def _is_out_of_reach(error: Exception) -> bool:
+    """Tell whether asyncpg could not connect: SQLAlchemy passes on its errors of that as they are."""
+    return not isinstance(error, SQLAlchemyError) and (isinstance(error, OSError) or has_passing_state(error))
 
 
 def _sending(steps: Steps[Any], answer: Any) -> Callable[[], Step]:

@@ -53,4 +53,7 @@ def mortal_server() -> Iterator[tuple[MortalServer, URL]]:
     with postgresql.own_server() as server:
         mortal = MortalServer(server)
         with server.database() as url:
+            with psycopg.connect(server.url.render_as_string(hide_password=False), autocommit=True) as administrator:
+                # What was committed is there after a kill; the other databases of the tests need not know.
+                administrator.execute(f'ALTER DATABASE "{url.database}" SET synchronous_commit = on')
             yield mortal, url
