@@ -18,6 +18,8 @@ from sqla_vector.tracking.observe import (
 from sqla_vector.tracking.outbox import outbox_table
 from sqla_vector.tracking.progress import Progress
 from sqla_vector.tracking.session import Tracking, track, tracking_of, untrack
+from sqla_vector.tracking.upgrade import Upgrade, UpgradeStatus, active_embedder
+from sqla_vector.tracking.versions import Versions, upgrade_table
 from sqla_vector.tracking.worker import Worker
 
 __all__ = [
@@ -36,11 +38,15 @@ __all__ = [
     "RowFailed",
     "TextsEmbedded",
     "Tracking",
+    "Upgrade",
+    "UpgradeStatus",
+    "Versions",
     "Worker",
     "WorkerStarted",
     "WorkerStopped",
     "abackfill",
     "acheck",
+    "active_embedder",
     "backfill",
     "check",
     "is_current",
@@ -50,4 +56,5 @@ __all__ = [
     "track",
     "tracking_of",
     "untrack",
+    "upgrade_table",
 ]

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, Table, inspect
 from sqlalchemy.orm import InstanceState, Session
 
-from sqla_vector.embedding import EmbeddedColumn, Embedder, Model
+from sqla_vector.embedding import EmbeddedColumn, Model
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.entries import count_by_state, note, read_entries, rows_without
 from sqla_vector.tracking.outbox import DEAD, PENDING
@@ -18,7 +18,7 @@ from sqla_vector.tracking.progress import Meter, OnProgress, count_rows
 from sqla_vector.tracking.scope import Scope
 from sqla_vector.tracking.session import tracking_behind
 from sqla_vector.tracking.steps import Steps, Transaction
-from sqla_vector.tracking.targets import Embedders, Key, Models, Target, target_of, targets_of
+from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Key, Models, Target, target_of, targets_of
 from sqla_vector.tracking.texts import RowState, read, read_after
 
 __all__ = ["Backlog", "ColumnReport", "Report", "acheck", "check", "is_current"]
@@ -166,7 +166,7 @@ def check(
     *,
     models: Models | None = None,
     columns: Iterable[Any] | None = None,
-    embedders: dict[str, Embedder | Model] | None = None,
+    embedders: GivenEmbedders | None = None,
     outbox: Table | None = None,
     fix: bool = False,
     on_progress: OnProgress | None = None,
@@ -199,7 +199,7 @@ async def acheck(
     *,
     models: Models | None = None,
     columns: Iterable[Any] | None = None,
-    embedders: dict[str, Embedder | Model] | None = None,
+    embedders: GivenEmbedders | None = None,
     outbox: Table | None = None,
     fix: bool = False,
     on_progress: OnProgress | None = None,
@@ -234,7 +234,7 @@ def _check_column(
     on_progress: OnProgress | None,
     report: Report,
 ) -> Steps[ColumnReport]:
-    model = scope.embedders.model(column)
+    model = yield Transaction(lambda c: scope.embedders.at(lambda _: c).model(column), to_write=False)
     outbox = scope.outbox
     found = ColumnReport(str(column), target.entity, str(model), unnoticed=None if outbox is None else 0)
     total = 0
@@ -284,7 +284,7 @@ def is_current(
     entity: object,
     attribute: Any,
     *,
-    embedders: dict[str, Embedder | Model] | None = None,
+    embedders: GivenEmbedders | None = None,
 ) -> bool:
     """Tell whether the database holds the vector of a row's text, in one query.
 
@@ -318,4 +318,4 @@ def is_current(
     key = tuple(state.key[1])
     connection = session.connection(bind_arguments={"mapper": target.mapper})
     found = read(connection, target, column, [key])
-    return key in found and found[key].is_current(known.model(column))
+    return key in found and found[key].is_current(known.at(lambda _: connection).model(column))

@@ -34,7 +34,7 @@ _LOOKS: Final = 20
 _ATTEMPTS: Final = 6
 """How often the database is tried, and a row that somebody is changing."""
 
-Vectors = dict[tuple[str, str], NDArray[Any]]
+Vectors = dict[str, NDArray[Any]]
 
 
 @dataclass
@@ -125,10 +125,10 @@ class Filling:
         """Embed texts, waiting for the embedder as long as need be; False if the run was stopped meanwhile."""
         name, embedder = self.column.spec.embedder, self.embedder
         assert embedder is not None
-        by_text: dict[str, list[Key]] = {}
+        by_text: dict[str, list[Job]] = {}
         for job in jobs:
-            if job.state.text is not None and (name, job.state.text) not in vectors:
-                by_text.setdefault(job.state.text, []).append(job.state.key)
+            if job.state.text is not None and str(job.wanted) not in vectors:
+                by_text.setdefault(job.state.text, []).append(job)
         made: Made = {}
         failures, begun = 0, 0.0
         while rest := [text for text in by_text if text not in made]:
@@ -146,10 +146,10 @@ class Filling:
                     return False
         for text, result in made.items():
             if isinstance(result, np.ndarray):
-                vectors[name, text] = result
+                vectors[str(by_text[text][0].wanted)] = result
                 batch.tokens += tokens_of(text, self.count_tokens)
             else:
-                batch.refused.update(dict.fromkeys(by_text[text], result))
+                batch.refused.update(dict.fromkeys((job.state.key for job in by_text[text]), result))
         return True
 
     def _write(self, batch: Batch, jobs: Sequence[Job], vectors: Vectors, late: set[Key]) -> Steps[None]:

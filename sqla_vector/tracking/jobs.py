@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -68,12 +68,14 @@ class Batch:
     """Entries that were taken, by the rows that they name."""
 
     token: str
+    embedders: Embedders
+    """As they were when the entries were taken."""
     rows: dict[RowName, Row] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     broken: list[tuple[Entry, str]] = field(default_factory=list)
     """Entries that name no row, and why."""
-    vectors: dict[tuple[str, str], NDArray[Any]] = field(default_factory=dict)
-    """What was made, by the embedder's name and the text."""
+    vectors: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """What was made, by the fingerprint."""
     began: int = 0
     """When the claim began, in nanoseconds since 1970."""
     claimed: int = 0
@@ -84,10 +86,10 @@ class Batch:
     def split(self) -> list[Batch]:
         """Return a batch for each row, and one for what names none."""
         parts = [
-            Batch(self.token, {name: row}, [job for job in self.jobs if job.row == name], vectors=self.vectors)
+            replace(self, rows={name: row}, jobs=[job for job in self.jobs if job.row == name], broken=[], failed=[])
             for name, row in self.rows.items()
         ]
-        return [*parts, Batch(self.token, broken=self.broken)]
+        return [*parts, replace(self, rows={}, jobs=[], failed=[])]
 
     def __len__(self) -> int:
         return len(self.broken) + sum(len(row.entries) for row in self.rows.values())
@@ -103,7 +105,8 @@ def take(
     lease: float,
 ) -> Batch:
     """Claim entries, and find out which of their rows are stale."""
-    batch = Batch(token)
+    embedders = embedders.at(lambda column: connection)
+    batch = Batch(token, embedders)
     by_entity: dict[str, list[Target]] = {}
     for target in targets:
         by_entity.setdefault(target.entity, []).append(target)
@@ -163,7 +166,8 @@ def finish(
         The number of rows by what became of them.
     """
     batch.failed.clear()
-    written = _write_all(connection, batch, embedders)
+    # Another model may have come into force meanwhile; its rows are then left for later.
+    written = _write_all(connection, batch, embedders.at(lambda column: connection, hold=True))
     done = {name: row for name, row in batch.rows.items() if row.failure is None and not row.is_late}
     late = [row for row in batch.rows.values() if row.failure is None and row.is_late]
     failed = [(row, row.failure) for row in batch.rows.values() if row.failure is not None]
@@ -226,7 +230,7 @@ def write_made(
     column: EmbeddedColumn,
     model: Model,
     jobs: Sequence[Job],
-    vectors: Mapping[tuple[str, str], NDArray[Any]],
+    vectors: Mapping[str, NDArray[Any]],
 ) -> tuple[set[Key], set[Key]]:
     """Write vectors for rows whose text is still the one that they were made of, and keep others from changing it.
 
@@ -236,7 +240,7 @@ def write_made(
         column: one of its columns.
         model: the present one.
         jobs: the rows, as they were read.
-        vectors: by the embedder's name and the text.
+        vectors: by the fingerprint.
 
     Returns:
         The keys that were written, and those that somebody is changing.
@@ -256,7 +260,7 @@ def write_made(
         elif key not in free or state.error is not None or _wanted(state, job, model) != job.wanted:
             late.add(key)
         elif not state.has(job.wanted):
-            vector = vectors.get((column.spec.embedder, state.text)) if state.text is not None else None
+            vector = vectors.get(job.wanted) if job.wanted is not None else None
             if vector is None and job.wanted is not None:
                 late.add(key)
             else:
@@ -266,7 +270,8 @@ def write_made(
 
 
 def _wanted(state: RowState, job: Job, model: Model) -> str | None:
-    return job.wanted if state.text is job.state.text else state.wanted(model)
+    is_same = state.text is job.state.text and (job.wanted or "").startswith(f"{model}:")
+    return job.wanted if is_same else state.wanted(model)
 
 
 def _forget_dead(connection: Connection, outbox: Table, rows: Mapping[RowName, Row]) -> None:

@@ -11,12 +11,12 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
-from sqla_vector.embedding import EmbeddedColumn, Embedder, Model
+from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.outbox import check_outbox
 from sqla_vector.tracking.session import tracking_behind
 from sqla_vector.tracking.steps import AsyncDriver, Driver, is_asynchronous
-from sqla_vector.tracking.targets import Embedders, Models, Target, target_of, targets_of
+from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Models, Target, target_of, targets_of
 
 __all__ = ["Scope"]
 
@@ -37,7 +37,7 @@ class Scope:
         what: str,
         sessions: Any,
         *,
-        embedders: dict[str, Embedder | Model] | None,
+        embedders: GivenEmbedders | None,
         outbox: Table | None,
         models: Models | None,
         columns: Iterable[Any] | None,
@@ -73,7 +73,7 @@ class Scope:
                 raise InvalidOption(f"columns= is a list of attributes, such as [Article.embedding], got {columns!r}")
             chosen = list(dict.fromkeys(target_of(attribute, targets) for attribute in columns))
         for _, column in chosen:
-            known.model(column)
+            known.check(column)
         return cls(sessions, is_async, known, None if outbox is None else check_outbox(outbox), tuple(chosen))
 
     @property

@@ -11,13 +11,12 @@ from sqlalchemy import Table, event
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from sqla_vector.embedding import Embedder, Model
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.listener import Listener
 from sqla_vector.tracking.observe import OnEvent, Watch
 from sqla_vector.tracking.outbox import check_outbox
 from sqla_vector.tracking.plans import Plans
-from sqla_vector.tracking.targets import Embedders, Models, Target
+from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Models, Target
 
 __all__ = ["Tracking", "track", "tracking_behind", "tracking_of", "untrack"]
 
@@ -45,7 +44,7 @@ _TRACKED: WeakKeyDictionary[Any, Tracking] = WeakKeyDictionary()
 def track(
     sessions: Any,
     *,
-    embedders: dict[str, Embedder | Model],
+    embedders: GivenEmbedders,
     outbox: Table | None = None,
     models: Models | None = None,
     on_outage: OnOutage = "raise",

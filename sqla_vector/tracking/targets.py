@@ -267,9 +267,15 @@ class Embedders:
         if versions is None:
             _ = self.embedder(column) if to_embed else self.model(column)
             return
+        type_ = column.column.type
         for one in versions.all:
-            if to_embed or not isinstance(one, Model):
-                self._fitting(column, one)
+            if isinstance(one, Model):
+                _ = self._fitting(column, one) if to_embed else None
+            elif isinstance(type_, VectorType) and type_.dim != one.dimensions:
+                raise InvalidOption(
+                    f"{column} has {type_.dim:,} dimensions, and {model_of(one)} makes {one.dimensions:,}: that is "
+                    "another type of column, so change it in a migration, by op.change_vector_column()"
+                )
 
     def _fitting(self, column: EmbeddedColumn, found: Embedder | Model | Versions | None) -> Embedder:
         if found is None or isinstance(found, (Model, Versions)):
@@ -283,6 +289,10 @@ class Embedders:
 
     def _missing(self, column: EmbeddedColumn) -> InvalidOption:
         name = column.spec.embedder
+        if name in self._versions and not isinstance(self, _Settled):
+            return InvalidOption(
+                f'{column} has several versions of its embedder; give this run the one in force, {{"{name}": ...}}'
+            )
         if name in self._given:
             return InvalidOption(f'{column} is embedded here, and embedders["{name}"] is only the name of a model')
         have = ", ".join(sorted(self._given)) or "none"

@@ -60,6 +60,7 @@ def read(
     keys: Sequence[Key],
     *,
     lock: bool = False,
+    wait: bool = False,
     before: Mapping[Key, RowState] = _NOTHING,
 ) -> dict[Key, RowState]:
     """Return the states of rows that exist.
@@ -71,12 +72,13 @@ def read(
         keys: of the rows.
         lock: keep others from changing the rows until the transaction ends, and leave out those that somebody is
             just changing.
+        wait: for those that somebody is changing, instead of leaving them out.
         before: how rows were found before; a text that is made of the same is not made again.
     """
     if not keys:
         return {}
     criterion = keys_in(connection, target.key_attributes, keys)
-    found = _read(connection, target, column, criterion, len(keys), lock, before)
+    found = _read(connection, target, column, criterion, len(keys), lock, before, wait=wait)
     return {state.key: state for state in found}
 
 
@@ -102,6 +104,8 @@ def _read(
     limit: int,
     lock: bool,
     before: Mapping[Key, RowState] = _NOTHING,
+    *,
+    wait: bool = False,
 ) -> list[RowState]:
     class_ = target.mapper.class_
     keys = target.key_attributes
@@ -114,7 +118,7 @@ def _read(
     if criterion is not None:
         stmt = stmt.where(criterion)
     if lock:
-        stmt = stmt.with_for_update(skip_locked=True, key_share=True, of=class_)
+        stmt = stmt.with_for_update(skip_locked=not wait, key_share=True, of=class_)
     if by_columns:
         count = len(keys)
         found = []

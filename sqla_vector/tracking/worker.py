@@ -17,7 +17,7 @@ import numpy as np
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from sqla_vector.embedding import Embedder, Model
+from sqla_vector.embedding import Embedder
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, VectorError
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.calls import Calls, Made
@@ -39,7 +39,7 @@ from sqla_vector.tracking.patience import Backoff, check_seconds, is_passing, sa
 from sqla_vector.tracking.session import tracking_of
 from sqla_vector.tracking.status import status
 from sqla_vector.tracking.steps import AsyncDriver, Driver, Pause, Steps, Transaction, is_asynchronous
-from sqla_vector.tracking.targets import Embedders, Models, Target, targets_of
+from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Models, Target, targets_of
 
 __all__ = ["Outcome", "Worker"]
 
@@ -93,7 +93,7 @@ class Worker:
         self,
         sessions: Any,
         *,
-        embedders: dict[str, Embedder | Model] | None = None,
+        embedders: GivenEmbedders | None = None,
         outbox: Table | None = None,
         models: Models | None = None,
         batch_size: int = 256,
@@ -300,7 +300,7 @@ class Worker:
                 yield from self._note_outage(name, embedder, error)
                 for job in jobs:
                     row = batch.rows[job.row]
-                    if (name, str(job.state.text)) not in batch.vectors and row.failure is None:
+                    if str(job.wanted) not in batch.vectors and row.failure is None:
                         row.is_late = True
                         postponed.update(row.ids)
         return len(postponed)
@@ -321,11 +321,11 @@ class Worker:
             yield from self._watch.tell(Outage("embedder", embedder.name, str(error), pause))
 
     def _by_embedder(self, batch: Batch) -> list[tuple[str, Embedder, list[Job]]]:
-        found: dict[str, tuple[str, Embedder, list[Job]]] = {}
+        found: dict[int, tuple[str, Embedder, list[Job]]] = {}
         for job in batch.jobs:
             if job.is_stale and job.wanted is not None:
-                name = job.column.spec.embedder
-                found.setdefault(name, (name, self._embedders.embedder(job.column), []))[2].append(job)
+                embedder = batch.embedders.embedder(job.column)
+                found.setdefault(id(embedder), (job.column.spec.embedder, embedder, []))[2].append(job)
         return list(found.values())
 
     def _embed(self, batch: Batch, name: str, embedder: Embedder, jobs: list[Job]) -> Steps[None]:
@@ -340,10 +340,10 @@ class Worker:
         finally:
             # What was made before an outage is not made again.
             for text, result in made.items():
-                if isinstance(result, np.ndarray):
-                    batch.vectors[name, text] = result
-                else:
-                    for job in by_text[text]:
+                for job in by_text[text]:
+                    if isinstance(result, np.ndarray):
+                        batch.vectors[str(job.wanted)] = result
+                    else:
                         batch.rows[job.row].failure = Failure("embedder", f"{job.column}: {result}")
 
     def _finish(self, batch: Batch, *, go_on: bool) -> Steps[tuple[dict[str, int], Batch | None]]:
@@ -402,7 +402,7 @@ class Worker:
 def _served(targets: tuple[Target, ...], embedders: Embedders) -> tuple[Target, ...]:
     for target in targets:
         for column in target.columns:
-            embedders.embedder(column)
+            embedders.check(column, to_embed=True)
     return targets
 
 
