@@ -58,7 +58,10 @@ def run_crew(arguments: Sequence[str], number: int) -> Outcome:
             threading.Thread(target=collect, args=(member,), daemon=True).start()
         for _ in crew:
             member, said = ended.get()
-            if member.returncode != 0:
+            if member.returncode in (-signal.SIGTERM, -signal.SIGINT):
+                # As it was starting: later it leaves signals to this process, which has had the same one.
+                _stop(crew)
+            elif member.returncode != 0:
                 code = code or member.returncode
                 logger.warning("worker process %d ended with %d, so the others stop", member.pid, member.returncode)
                 _stop(crew)

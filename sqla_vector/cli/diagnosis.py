@@ -11,12 +11,11 @@ import sqlalchemy
 from sqlalchemy import Connection, Table, inspect, literal, select
 
 from sqla_vector.cli.failure import failure_of
-from sqla_vector.dialects.capture import ReflectedCapture
+from sqla_vector.dialects.capture import ReflectedCapture, captures_of
 from sqla_vector.dialects.clock import database_now
 from sqla_vector.embedding import EmbeddedColumn, Embedder, Model
 from sqla_vector.engine import capabilities
 from sqla_vector.exc import PluginMissing, VectorError
-from sqla_vector.tracking.captures import captures_of
 from sqla_vector.tracking.steps import Driver, Embedding, Steps
 from sqla_vector.tracking.targets import Embedders, Target
 from sqla_vector.types import VectorType, support_of
@@ -126,9 +125,9 @@ def _dimension(connection: Connection, column: EmbeddedColumn) -> Iterator[Findi
     declared = column.column.type
     table = column.column.table
     inspector = inspect(connection)
-    if not isinstance(declared, VectorType) or not inspector.has_table(table.name, table.schema):  # type: ignore[attr-defined]
+    if not isinstance(declared, VectorType) or not inspector.has_table(table.name, table.schema):
         return
-    for found in inspector.get_columns(table.name, table.schema):  # type: ignore[attr-defined]
+    for found in inspector.get_columns(table.name, table.schema):
         real = found["type"]
         if found["name"] != column.column.name or not isinstance(real, VectorType):
             continue

@@ -55,7 +55,8 @@ class Output:
             return
         written = [[plain(self.masking(_shown(cell))) for cell in row] for row in rows]
         if self._stdout.isatty():
-            table = Table(*headers, box=None, pad_edge=False)
+            style = "" if os.environ.get("NO_COLOR") else "bold"
+            table = Table(*headers, box=None, pad_edge=False, header_style=style)
             for row in written:
                 table.add_row(*map(Text, row))
             console = Console(file=self._stdout, highlight=False)

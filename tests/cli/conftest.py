@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
@@ -101,6 +102,38 @@ class Shop:
         else:
             engine.dispose()
         del sys.modules[self.module]
+
+
+def on_terminal(arguments: list[str], shop: Shop, answer: str = "", **environment: str) -> tuple[int, str]:
+    """Run the script on a terminal, answer its question, and return its exit code and all that was shown."""
+    ours, theirs = pty.openpty()
+    env = {**shop.environment, "TERM": "xterm", "COLUMNS": "100", **environment}
+    with subprocess.Popen([SCRIPT, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        shown, is_answered = b"", not answer
+        while True:
+            try:
+                read = os.read(ours, 65536)
+            except OSError:  # Linux says so at the end
+                break
+            if not read:
+                break
+            shown += read
+            if not is_answered and b"[y/N]" in shown:
+                os.write(ours, answer.encode())
+                is_answered = True
+        os.close(ours)
+        return process.wait(60), shown.decode()
+
+
+def wait_for(stream: Any, words: str) -> str:
+    """Read lines until one has these words."""
+    seen = ""
+    while words not in seen:
+        line = stream.readline()
+        assert line, f"ended without {words!r}: {seen}"
+        seen += line
+    return seen
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ def _complaints(shop: Shop, *options: str) -> dict[str, str]:
 
 
 def test_the_doctor_finds_triggers_that_are_not_as_declared(shop: Shop):
-    from sqla_vector.tracking.captures import captures_of
+    from sqla_vector.dialects.capture import captures_of
     from sqla_vector.types import support_of
 
     (capture,) = captures_of(shop.models.Base.metadata)
