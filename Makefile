@@ -26,7 +26,7 @@ PINS = pyproject.toml $(wildcard requirements/*.txt)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-main test-sa20 test-stdlib-sqlite soak lint format bench docs wheel pins clean distclean
+.PHONY: help demo test test-main test-sa20 test-stdlib-sqlite soak soak-state lint format bench docs wheel pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,6 +58,12 @@ soak: export SQLA_VECTOR_TEST_TERMINATIONS = 300
 soak: export SQLA_VECTOR_TEST_RESTARTS = 20
 soak: .venv/.installed-test  ## workers and PostgreSQL killed 1,820 times: nothing lost, nothing stale
 	.venv/bin/python -m pytest -s tests/tracking/test_kill.py $(PYTEST_ARGS)
+
+soak-state: export SQLA_VECTOR_RUNS = 500
+soak-state: export SQLA_VECTOR_STEPS = 50
+soak-state: export SQLA_VECTOR_SHRINK = 1
+soak-state: .venv/.installed-test  ## 500 random programs of 50 steps over two sessions on each database, twice
+	.venv/bin/python -m pytest tests/tracking/test_state_machine.py $(PYTEST_ARGS)
 
 lint: .venv/.installed-lint  ## ruff, mypy --strict and the import contracts
 	.venv/bin/ruff check .
