@@ -270,6 +270,8 @@ class AsyncDriver:
             return asyncio.create_task(self.run(step.steps))
         if isinstance(step, AnyOf):
             return (await asyncio.wait(step.runs, return_when=asyncio.FIRST_COMPLETED))[0]
+        if self._stopped.is_set():  # wait_for() has no look at it when there are no seconds
+            return True
         try:
             return await asyncio.wait_for(self._stopped.wait(), step.seconds)
         except TimeoutError:
