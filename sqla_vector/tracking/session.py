@@ -81,7 +81,7 @@ def track(
         check_outbox(outbox)
     elif on_outage == "defer":
         raise InvalidOption('on_outage="defer" leaves rows to a worker, by an outbox; give track(..., outbox=outbox)')
-    if tracking_of(sessions) is not None:
+    if _is_tracked(key_of(sessions)):
         raise InvalidOption("these sessions are tracked already; untrack() them first")
     known, plans = Embedders(embedders), Plans(models)
     watch = Watch(on_event, is_async=_is_asynchronous(sessions))
@@ -124,6 +124,24 @@ def _class_of(key: Any) -> type[Any] | tuple[()]:
     if isinstance(key, type):
         return key.sync_session_class if issubclass(key, AsyncSession) else key
     return ()
+
+
+def _is_tracked(key: Any) -> bool:
+    """Tell whether sessions that a key stands for, or some of them, would be listened to twice."""
+    if isinstance(key, async_sessionmaker):
+        mine, is_new = key.kw.get("sync_session_class") or key.class_.sync_session_class, True
+    elif isinstance(key, type) and issubclass(key, AsyncSession):
+        mine, is_new = key.sync_session_class, True
+    else:
+        mine, is_new = (type(key) if isinstance(key, Session) else _class_of(key)), isinstance(key, Session)
+    for other in list(_TRACKED):
+        theirs = _class_of(other)
+        if key is other or issubclass(mine, theirs):
+            return True
+        # Asynchronous sessions get a class of their own, of which there are none yet.
+        if not is_new and (issubclass(theirs, mine) if theirs else isinstance(other, mine)):
+            return True
+    return False
 
 
 def key_of(sessions: Any) -> Any:
