@@ -64,7 +64,6 @@ def _worker(
             attempts=attempts,
             poll=poll,
         )
-        logger.info("worker %s begins", worker.name)
         if is_member():
             stopped_with_parent(worker.stop)
         outcome = _run(command.application, worker, until_empty)

@@ -334,8 +334,8 @@ def test_a_crew_whose_members_fail_ends_with_their_code(shop: Shop):
 @SQLITE
 def test_a_crew_ends_with_the_one_that_looks_after_it(shop: Shop):
     crew = shop.start("worker", "--workers", "2", "--poll", "0.05")
-    wait_for(crew.stderr, "begins")
-    wait_for(crew.stderr, "begins")
+    wait_for(crew.stderr, " starts")
+    wait_for(crew.stderr, " starts")
     crew.kill()
     # Standard error stays open as long as a member has it.
     readable, _, _ = select.select([crew.stderr], [], [], 60)
