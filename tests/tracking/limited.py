@@ -1,6 +1,6 @@
 """A process that embeds within a limit that it shares with others: ``python -m tests.tracking.limited URL worker``.
 
-Its embedder writes down each call, by the database's clock.
+It says when it is ready, and begins when it is told to.  Its embedder writes down each call, by the database's clock.
 """
 
 from __future__ import annotations
@@ -63,6 +63,9 @@ def main(url: str, role: str) -> None:
         "limits_table": base.limits,
         "batch_size": 16,
     }
+    with engine.connect():
+        print("ready", flush=True)
+    sys.stdin.readline()
     if role == "worker":
         Worker(sessionmaker(engine), poll=0.01, **options).run(until_empty=True)
     else:

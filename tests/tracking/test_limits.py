@@ -267,17 +267,28 @@ def test_processes_stay_below_a_limit_together(tracked: Make) -> None:
     t.run(lambda s: s.add_all(base.Article(id=n, title=f"t{n}") for n in range(1, 91)))
     put_more(t, range(91, 121))
     url = t.backend.url.render_as_string(hide_password=False)
-    began = t.untracked(lambda s: s.scalar(select(database_now())))
     processes = [
-        subprocess.Popen([sys.executable, "-m", "tests.tracking.limited", url, role], cwd=ROOT)
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.tracking.limited", url, role],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for role in ("worker", "worker", "backfill")
     ]
     try:
+        assert [process.stdout.readline() for process in processes if process.stdout] == ["ready\n"] * 3
+        began = t.untracked(lambda s: s.scalar(select(database_now())))
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
         codes = [process.wait(timeout=120) for process in processes]
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.communicate()
     assert codes == [0, 0, 0]
     calls = t.untracked(lambda s: s.execute(select(base.calls).order_by(base.calls.c.at)).all())
     texts = 0
