@@ -139,7 +139,7 @@ class TextsEmbedded:
 
 @dataclass(frozen=True)
 class QueueSeen:
-    """What a worker saw in the outbox; it looks after a batch, and no more than every 15 seconds."""
+    """What a worker saw in the outbox; it looks between batches, and no more than every 15 seconds."""
 
     pending: int
     dead: int
@@ -196,7 +196,7 @@ class Watch:
         self._note(event)
         if self._on_event is not None:
             try:
-                yield Call(self._on_event, (event,))
+                _refuse((yield Call(self._on_event, (event,))))
             except Exception as error:
                 _complain(event, error)
 
@@ -207,7 +207,8 @@ class Watch:
             try:
                 answer = self._on_event(event)
                 if inspect.isawaitable(answer) and runs_in_greenlet():
-                    await_only(answer)
+                    answer = await_only(answer)
+                _refuse(answer)
             except Exception as error:
                 _complain(event, error)
 
@@ -228,6 +229,13 @@ def _telemetry() -> Telemetry | None:
 
 def _is_coroutine_function(function: Any) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _refuse(answer: Any) -> None:
+    """Refuse a coroutine that nobody awaits: a function was given that returns one in a synchronous program."""
+    if inspect.iscoroutine(answer):
+        answer.close()
+        raise TypeError("on_event returned a coroutine, which nobody awaits here")
 
 
 def _complain(event: Event, error: Exception) -> None:

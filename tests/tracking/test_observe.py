@@ -169,6 +169,22 @@ def test_what_cannot_be_called_is_refused(tracked: Make, backend: Backend) -> No
             tracked(t.base, t.embedder, on_event=later)
 
 
+@pytest.mark.backends(is_async=False)
+def test_a_coroutine_that_nobody_awaits_is_closed_and_logged(tracked: Make, caplog: pytest.LogCaptureFixture) -> None:
+    async def later(event: Any) -> None:
+        raise AssertionError("never runs")
+
+    base = article_models("worker")
+    t = tracked(base, CountingEmbedder())
+    t.run(lambda s: s.add(base.Article(id=1, title="a")))
+    t.work(on_event=lambda event: later(event))
+    f = tracked(article_models(), CountingEmbedder(), on_event=lambda event: later(event))
+    f.run(lambda s: s.add(f.base.Article(id=2, title="b")))
+    assert_current(f, 2)
+    for kind in ("WorkerStarted", "BatchFinished", "TextsEmbedded"):
+        assert f"on_event failed at {kind}: TypeError" in caplog.text
+
+
 def test_the_log_has_levels(tracked: Make, caplog: pytest.LogCaptureFixture) -> None:
     def refuse(texts: list[str]) -> None:
         if "bad" in texts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import CheckConstraint
 
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable
+from sqla_vector.tracking import telemetry
 from tests.tracking.conftest import Tracked
 from tests.tracking.models import CountingEmbedder, article_models
 
@@ -159,6 +161,19 @@ def test_metrics_count_what_happened(tracked: Make, collected: Collected) -> Non
         "sqla_vector.outbox.dead": "{entry}",
         "sqla_vector.outbox.age": "s",
     }
+
+
+def test_the_guide_lists_the_metrics_and_their_units() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "production.md").read_text(encoding="utf-8")
+    source = Path(telemetry.__file__).read_text(encoding="utf-8")
+    made = dict(re.findall(r'create_\w+\(\s*"(sqla_vector\.[\w.]+)",\s*"([^"]+)"', source))
+    listed = {
+        name: unit
+        for names, unit in re.findall(r"^\| (`sqla_vector\.[^|]*) \| `([^`]+)` \|", page, re.MULTILINE)
+        for name in re.findall(r"`(sqla_vector\.[\w.]+)`", names)
+    }
+    assert len(made) == 8
+    assert listed == made
 
 
 def test_an_outage_counts_as_one_failure(tracked: Make, collected: Collected) -> None:
