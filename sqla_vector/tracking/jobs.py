@@ -8,10 +8,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, delete, exists, select
+from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.embedding import EmbeddedColumn, Model
 from sqla_vector.tracking.observe import FailureKind
 from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone
+from sqla_vector.tracking.patience import is_of_values, said
 from sqla_vector.tracking.related import has_relations, lock_related
 from sqla_vector.tracking.targets import Embedders, Key, Target
 from sqla_vector.tracking.texts import RowState, Write, read, write
@@ -103,8 +105,21 @@ def take(
     token: str,
     limit: int,
     lease: float,
+    *,
+    is_careful: bool = False,
 ) -> Batch:
-    """Claim entries, and find out which of their rows are stale."""
+    """Claim entries, and find out which of their rows are stale.
+
+    Args:
+        connection: in a transaction that has the right to write.
+        outbox: the table.
+        targets: the classes.
+        embedders: by name.
+        token: names the claim.
+        limit: entries at most.
+        lease: seconds.
+        is_careful: if a row cannot be read, none of the entries names one; else the error is raised.
+    """
     embedders = embedders.at(lambda column: connection)
     batch = Batch(token, embedders)
     by_entity: dict[str, list[Target]] = {}
@@ -117,13 +132,31 @@ def take(
             batch.broken.append((entry, f"the entry names no row: {error}"))
         else:
             batch.rows.setdefault((entry.entity, key), Row()).entries.append(entry)
+    if not is_careful:
+        _find_all_stale(connection, batch, by_entity, embedders)
+        return batch
+    try:
+        with connection.begin_nested():
+            _find_all_stale(connection, batch, by_entity, embedders)
+    except Exception as error:
+        if not is_of_values(error):
+            raise
+        # What a type says of a value may have the value in it.
+        why = said(error) if isinstance(error, DBAPIError) else type(error).__name__
+        unread = [(entry, f"the row cannot be read: {why}") for row in batch.rows.values() for entry in row.entries]
+        return Batch(token, embedders, broken=[*batch.broken, *unread])
+    return batch
+
+
+def _find_all_stale(
+    connection: Connection, batch: Batch, by_entity: Mapping[str, Sequence[Target]], embedders: Embedders
+) -> None:
     for entity, owners in by_entity.items():
         keys = [key for name, key in batch.rows if name == entity]
         if keys:
             for target in owners:
                 for column in target.columns:
                     _find_stale(connection, batch, target, column, keys, embedders)
-    return batch
 
 
 def _find_stale(

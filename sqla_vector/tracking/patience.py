@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, StatementError
 
-from sqla_vector.exc import InvalidOption
+from sqla_vector.exc import InvalidOption, VectorError
 
-__all__ = ["Backoff", "check_seconds", "has_passing_state", "is_passing", "said", "stopped_by_signals"]
+__all__ = ["Backoff", "check_seconds", "has_passing_state", "is_of_values", "is_passing", "said", "stopped_by_signals"]
 
 _PASSING: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 """Connections, rollbacks (deadlocks), resources, states of objects (locks), interventions of operators, the system:
@@ -54,6 +54,17 @@ def is_passing(error: Exception) -> bool:
 def has_passing_state(error: BaseException) -> bool:
     """Tell the same by PostgreSQL's code of an error: of asyncpg's, SQLAlchemy makes no OperationalError."""
     return str(getattr(error, "sqlstate", None))[:2] in _PASSING
+
+
+def is_of_values(error: Exception) -> bool:
+    """Tell whether a database, or a column's type, refuses a value: other rows can be read."""
+    if isinstance(error, DBAPIError):
+        # By PostgreSQL's code, since of asyncpg's errors SQLAlchemy makes no DataError.
+        return isinstance(error, DataError) or str(getattr(error.orig, "sqlstate", None)).startswith("22")
+    # What this package raises is about how it is used, whichever row comes.
+    return isinstance(error, (StatementError, ValueError, TypeError, ArithmeticError)) and not isinstance(
+        error, VectorError
+    )
 
 
 def said(error: Exception) -> str:

@@ -35,7 +35,7 @@ from sqla_vector.tracking.observe import (
     WorkerStopped,
 )
 from sqla_vector.tracking.outbox import CHANNEL, check_outbox, is_pending, postpone
-from sqla_vector.tracking.patience import Backoff, check_seconds, is_passing, said, stopped_by_signals
+from sqla_vector.tracking.patience import Backoff, check_seconds, is_of_values, is_passing, said, stopped_by_signals
 from sqla_vector.tracking.session import tracking_of
 from sqla_vector.tracking.status import status
 from sqla_vector.tracking.steps import AsyncDriver, Driver, Pause, Steps, Transaction, is_asynchronous
@@ -252,16 +252,27 @@ class Worker:
         return outcome
 
     def _take(self) -> Steps[Batch | None]:
-        batch: Batch | None = yield Transaction(self._claim)
+        batch: Batch | None
+        try:
+            batch = yield Transaction(self._claim)
+        except Exception as error:
+            if not is_of_values(error):
+                raise
+            # One entry at a time, until it is the one that names what cannot be read: that one is broken.
+            logger.warning("%s takes entries one by one, since a row cannot be read", self.name)
+            batch = yield Transaction(lambda connection: self._claim(connection, is_careful=True))
         return batch
 
-    def _claim(self, connection: Connection) -> Batch | None:
+    def _claim(self, connection: Connection, *, is_careful: bool = False) -> Batch | None:
         targets = self._reachable()
         if not targets:
             return None
         token = f"{self.name}:{uuid.uuid4().hex[:16]}"
         began = time.time_ns()
-        batch = take(connection, self._outbox, targets, self._embedders, token, self._batch_size, self._lease)
+        limit = 1 if is_careful else self._batch_size
+        batch = take(
+            connection, self._outbox, targets, self._embedders, token, limit, self._lease, is_careful=is_careful
+        )
         batch.began, batch.claimed = began, time.time_ns()
         return batch if len(batch) else None
 
@@ -363,8 +374,9 @@ class Worker:
             answer = yield from self._insist(settle(batch, go_on=go_on), go_on=go_on)
             yield from self._tell_failed(batch)
             return answer
-        except (DBAPIError, VectorError) as error:
-            if is_passing(error):
+        except Exception as error:
+            # Also of a row that was to be the next batch's; there :meth:`_take` will meet it.
+            if is_passing(error) or not (isinstance(error, (DBAPIError, VectorError)) or is_of_values(error)):
                 raise
         counts: dict[str, int] = {}
         for part in batch.split():

@@ -7,7 +7,6 @@ worked out here once more.  It is for the models of ``tests/tracking/models.py``
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
 import struct
 from collections import Counter
@@ -92,29 +91,30 @@ def _little_endian(sent: bytes) -> bytes:
 
 def _judge(rows: Sequence[Any], entries: Sequence[Any], related: bool, must_be_current: bool) -> Finding:
     faults = []
-    by_row: dict[int, list[str]] = {}
+    by_row: dict[str, list[str]] = {}
     for entity, row_key, state, reason, _ in entries:
         if entity != "article":
             faults.append(f"an entry of {entity}")
             continue
-        by_row.setdefault(json.loads(row_key)[0], []).append(state)
+        by_row.setdefault(row_key, []).append(state)
         if state == "dead" and not (reason or "").strip():
             faults.append(f"the dead entry of {row_key} says no reason")
     current = 0
     for id_, title, body, name, vector, mark in rows:
         text = text_of(title, body, name if related else None)
         wanted = (None, None) if text is None else (fingerprint_of(text), vector_of(text))
+        names = by_row.get(f"[{id_}]", [])
         if (mark, vector) == wanted:
             current += 1
         elif must_be_current:
-            faults.append(f"{id_} is not current: {text!r} has {mark}, entries {by_row.get(id_)}")
-        elif len(by_row.get(id_, ())) != 1:
-            faults.append(f"{id_} is not current, and has the entries {by_row.get(id_)}: {text!r} has {mark}")
+            faults.append(f"{id_} is not current: {text!r} has {mark}, entries {names}")
+        elif len(names) != 1:
+            faults.append(f"{id_} is not current, and has the entries {names}: {text!r} has {mark}")
         elif mark == wanted[0]:
             faults.append(f"{id_} has the fingerprint of its text, and another vector")
-    known = {row[0] for row in rows}
-    for id_, states in by_row.items():
-        if id_ not in known and "pending" in states:
-            faults.append(f"{id_} is pending, and does not exist")
-    states = Counter(entry[2] for entry in entries)
-    return Finding(len(rows), current, states["pending"], states["dead"], tuple(faults))
+    known = {f"[{row[0]}]" for row in rows}
+    for row_key, states in by_row.items():
+        if row_key not in known and "pending" in states:
+            faults.append(f"{row_key} is pending, and does not exist")
+    count = Counter(entry[2] for entry in entries)
+    return Finding(len(rows), current, count["pending"], count["dead"], tuple(faults))

@@ -6,6 +6,9 @@ It says when it is ready, and begins when it is told to.  Its embedder writes do
 from __future__ import annotations
 
 import importlib
+import itertools
+import os
+import signal
 import sys
 from typing import Any
 
@@ -51,6 +54,18 @@ class NotingEmbedder(CountingEmbedder):
         super().__init__(fail=note)
 
 
+class Killer:
+    """Kills this process at a call."""
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._calls = itertools.count(1)
+
+    def __call__(self, texts: list[str]) -> None:
+        if next(self._calls) == self._at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(url: str, role: str) -> None:
     """Work until nothing is left to do."""
     base = models()
@@ -66,6 +81,8 @@ def main(url: str, role: str) -> None:
     with engine.connect():
         print("ready", flush=True)
     sys.stdin.readline()
+    if role == "killed":
+        options |= {"limits": None, "embedders": {"counting": CountingEmbedder(fail=Killer(4))}, "batch_size": 5}
     if role == "worker":
         Worker(sessionmaker(engine), poll=0.01, **options).run(until_empty=True)
     else:

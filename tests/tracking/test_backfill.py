@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,8 @@ from sqlalchemy.orm import sessionmaker
 from sqla_vector.embedding import Model
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption
 from sqla_vector.tracking import Backfill, BackfillReport, abackfill, backfill, untrack
+from tests.docs.pages import ROOT
+from tests.tracking import limited
 from tests.tracking.conftest import Tracked
 from tests.tracking.models import CountingEmbedder, article_models
 from tests.tracking.test_check import ROWS, put_rows, run_check
@@ -163,6 +167,21 @@ def test_an_interrupt_loses_at_most_what_is_in_hand(tracked: Make, workers: int)
     report = run_backfill(t, batch_size=5, workers=workers)
     assert (report.rows, report.is_complete) == (60, True)
     assert len(t.embedder.texts) <= 60 + 5 * workers
+    assert run_check(t).is_clean
+
+
+@pytest.mark.backends("psycopg", "pysqlite3", "sqlite_stdlib")
+def test_a_process_that_is_killed_loses_at_most_what_it_had_in_hand(tracked: Make) -> None:
+    t = tracked(limited.models(), CountingEmbedder())
+    fill_table(t, 60)
+    url = t.backend.url.render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "tests.tracking.limited", url, "killed"]
+    killed = subprocess.run(command, cwd=ROOT, input="go\n", text=True, stdout=subprocess.PIPE, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    report = run_backfill(t, batch_size=5)
+    # Of the four batches it had begun with, the two that its workers had in hand may be lost.
+    assert 10 <= report.current <= 15
+    assert (report.rows, report.written) == (60, 60 - report.current)
     assert run_check(t).is_clean
 
 

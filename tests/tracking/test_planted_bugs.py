@@ -286,8 +286,8 @@ def write_in_a_transaction_of_its_own(patch: Patch, place: Any, name: str) -> No
 def acknowledged_before_the_write(patch: Patch) -> None:
     take = worker.take
 
-    def planted(connection: Any, table: Any, *rest: Any) -> Any:
-        batch = take(connection, table, *rest)
+    def planted(connection: Any, table: Any, *rest: Any, **options: Any) -> Any:
+        batch = take(connection, table, *rest, **options)
         outbox.acknowledge(connection, table, batch.token, [id_ for row in batch.rows.values() for id_ in row.ids])
         return batch
 

@@ -215,7 +215,11 @@ def test_arguments_that_are_none_are_refused(options: dict[str, Any], said: str)
     assert tracking_of(maker) is None
 
 
-@pytest.mark.parametrize("sessions", [None, Session.flush, lambda: None, AsyncSession, int], ids=str)
+@pytest.mark.parametrize(
+    "sessions",
+    [None, Session.flush, lambda: None, AsyncSession, int],
+    ids=["None", "a method", "a function", "AsyncSession", "int"],
+)
 def test_what_is_no_session_is_refused(sessions: Any) -> None:
     with pytest.raises(InvalidOption):
         track(sessions, embedders={})

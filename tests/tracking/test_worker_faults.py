@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import json
 import logging
 import signal
@@ -19,14 +20,19 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from sqla_vector import Vector
+from sqla_vector.embedding import Fingerprint, embedding_column
+from sqla_vector.tracking import outbox_table
+from sqla_vector.tracking.outbox import put
 from tests.support.backends import KINDS, Backend, Kind
 from tests.support.invariant import find
 from tests.support.nursery import BATCH, Nursery, engine_of, nursery, repeated
 from tests.support.points import PointedEmbedder, Points
 from tests.support.restarting import mortal_server
 from tests.tracking.conftest import Tracked
-from tests.tracking.models import article_models
+from tests.tracking.models import DIM, article_models
 
 Make = Callable[..., Tracked]
 
@@ -290,3 +296,44 @@ def fail_with(states: list[str]) -> list[str]:
         END $$""",
         "CREATE TRIGGER fail BEFORE UPDATE ON article FOR EACH ROW EXECUTE FUNCTION fail()",
     ]
+
+
+@pytest.mark.parametrize(
+    "row_key", ["[1000000000000]", "[100000000000000000000]", "[1.5]", '["1"]', "[null]", "[[1]]", "{}"]
+)
+def test_an_entry_that_names_no_row_stops_no_worker(tracked: Make, row_key: str) -> None:
+    t = tracked(article_models("worker"), PointedEmbedder())
+    t.backend.run_connection(t.engine, lambda c: put(c, t.base.outbox, [("article", row_key)]))
+    add(t, 3)
+    outcome = t.work(attempts=1, timeout=None)
+    assert outcome.written == 3
+    assert t.entries("pending") == []
+    current_of(t, 3)
+
+
+def current_of(t: Tracked, rows: int) -> None:
+    assert find(t.backend.url, must_be_current=True).current == rows
+
+
+@pytest.mark.backends(family="sqlite")
+def test_a_row_that_cannot_be_read_stops_no_worker(tracked: Make) -> None:
+    class Base(DeclarativeBase):
+        outbox: Any
+
+    class Day(Base):
+        __tablename__ = "day"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        when: Mapped[datetime.date]
+        embedding: Mapped[Any | None] = embedding_column(
+            Vector(DIM), source=lambda day: str(day.when), depends_on=("when",), embedder="counting", when="worker"
+        )
+        embedding_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+
+    Base.outbox = outbox_table(Base.metadata)
+    t = tracked(Base, PointedEmbedder())
+    t.run(lambda s: s.add_all(Day(id=n, when=datetime.date(2026, 1, n)) for n in (1, 2, 3)))
+    t.backend.run_connection(t.engine, lambda c: c.execute(text("UPDATE day SET \"when\" = 'today' WHERE id = 2")))
+    outcome = t.work(attempts=1, timeout=None)
+    assert (outcome.written, outcome.dead) == (2, 1)
+    (entry,) = t.entries()
+    assert (entry.row_key, entry.reason) == ("[2]", "the row cannot be read: ValueError")
