@@ -177,9 +177,10 @@ class Application:
     def run(self, steps: Steps[T]) -> T:
         """Do the steps of a run."""
         table = self.tracking.outbox if self.tracking.outbox is not None else self.targets[0].table
+        mappers = [target.mapper for target in self.targets]
         if self.is_async:
-            return self.wait(AsyncDriver(self.sessions, table).run(steps))
-        return Driver(self.sessions, table).run(steps)
+            return self.wait(AsyncDriver(self.sessions, table, mappers).run(steps))
+        return Driver(self.sessions, table, mappers).run(steps)
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the event loop of this command."""

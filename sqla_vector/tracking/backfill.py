@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
 from sqla_vector.embedding import Embedder, Model
@@ -161,7 +161,7 @@ class Backfill:
         )
         self._driver = self._scope.driver("backfill", is_async=self._scope.is_async)
         if self._workers > 1:
-            _check_pool(sessions, self._target.table)
+            _check_pool(sessions, self._target.mapper)
 
     def run(self, *, dry_run: bool = False, signals: bool = False) -> BackfillReport:
         """Embed and write all rows that are not current.
@@ -302,12 +302,12 @@ def _price(value: object) -> float:
     return float(value)
 
 
-def _check_pool(sessions: Any, table: Table) -> None:
+def _check_pool(sessions: Any, mapper: Mapper[Any]) -> None:
     """Refuse workers that would be in each other's transactions."""
     session = sessions()
     session = getattr(session, "sync_session", session)
     try:
-        bind = session.get_bind(clause=table)
+        bind = session.get_bind(mapper=mapper)
     except UnboundExecutionError:
         return  # said by the first statement
     if isinstance(bind, Connection) or isinstance(bind.pool, (SingletonThreadPool, StaticPool)):

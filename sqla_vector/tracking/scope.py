@@ -92,11 +92,13 @@ class Scope:
             kind = "asynchronous" if self.is_async else "not asynchronous"
             raise InvalidOption(f"these sessions are {kind}: {other}")
         table = self.outbox if self.outbox is not None else self.columns[0][0].table
+        mappers = [target.mapper for target in self.targets]
         if isinstance(self.sessions, AsyncSession):
-            return AsyncDriver(lambda: _AsyncOpen(self.sessions), table)  # type: ignore[arg-type,return-value]
+            return AsyncDriver(lambda: _AsyncOpen(self.sessions), table, mappers)  # type: ignore[arg-type,return-value]
         if isinstance(self.sessions, Session):
-            return Driver(lambda: _Open(self.sessions), table)  # type: ignore[arg-type,return-value]
-        return AsyncDriver(self.sessions, table) if self.is_async else Driver(self.sessions, table)
+            return Driver(lambda: _Open(self.sessions), table, mappers)  # type: ignore[arg-type,return-value]
+        driver: type[Any] = AsyncDriver if self.is_async else Driver
+        return driver(self.sessions, table, mappers)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent import futures
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Mapper, Session, sessionmaker
 
 from sqla_vector.embedding import Embedder, aembed, embed
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption
@@ -111,8 +111,12 @@ def _timed_out(embedder: Embedder, timeout: float) -> EmbedderUnavailable:
     return EmbedderUnavailable(f"the embedder {embedder.name} gave no answer within {timeout:g} seconds")
 
 
-def _begin(session: Session, outbox: Table, to_write: bool) -> Connection:
-    connection = session.connection(bind_arguments={"clause": outbox})
+def _begin(session: Session, outbox: Table, mappers: Iterable[Mapper[Any]], to_write: bool) -> Connection:
+    # As flushes do: of several databases, a session may know by its classes alone which is theirs.
+    connections = [session.connection(bind_arguments={"mapper": mapper}) for mapper in mappers]
+    connection = connections[0] if connections else session.connection(bind_arguments={"clause": outbox})
+    if any(other is not connection for other in connections):
+        raise InvalidOption("these models are in several databases; name those of one, as models= or columns=")
     support_of(connection.dialect).begin(connection, to_write=to_write)
     return connection
 
@@ -123,11 +127,13 @@ class Driver:
     Args:
         sessions: makes sessions.
         outbox: a table of the database that is meant.
+        mappers: the classes whose database it is, where they are known.
     """
 
-    def __init__(self, sessions: Callable[[], Session], outbox: Table) -> None:
+    def __init__(self, sessions: Callable[[], Session], outbox: Table, mappers: Iterable[Mapper[Any]] = ()) -> None:
         self._sessions = sessions
         self._outbox = outbox
+        self._mappers = tuple(mappers)
         # Not an Event, whose lock the pause may hold that a signal's handler interrupts: it would wait for ever.
         self._stopped: SimpleQueue[None] = SimpleQueue()
 
@@ -154,7 +160,7 @@ class Driver:
     def _do(self, step: Step) -> Any:
         if isinstance(step, Transaction):
             with self._sessions() as session, session.begin():
-                return step.function(_begin(session, self._outbox, step.to_write))
+                return step.function(_begin(session, self._outbox, self._mappers, step.to_write))
         if isinstance(step, Embedding):
             return self._embed(step)
         if isinstance(step, Call):
@@ -215,11 +221,15 @@ class AsyncDriver:
     Args:
         sessions: makes asynchronous sessions.
         outbox: a table of the database that is meant.
+        mappers: the classes whose database it is, where they are known.
     """
 
-    def __init__(self, sessions: Callable[[], AsyncSession], outbox: Table) -> None:
+    def __init__(
+        self, sessions: Callable[[], AsyncSession], outbox: Table, mappers: Iterable[Mapper[Any]] = ()
+    ) -> None:
         self._sessions = sessions
         self._outbox = outbox
+        self._mappers = tuple(mappers)
         self._stopped = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -252,7 +262,7 @@ class AsyncDriver:
             try:
                 async with self._sessions() as session, session.begin():
                     return await session.run_sync(
-                        lambda inner: step.function(_begin(inner, self._outbox, step.to_write))
+                        lambda inner: step.function(_begin(inner, self._outbox, self._mappers, step.to_write))
                     )
             except Exception as error:
                 if _is_out_of_reach(error):

@@ -155,6 +155,8 @@ def _loading(target: Target, column: EmbeddedColumn) -> list[Any]:
             relations.append(dependency.key)
         for name in relations:
             relation = getattr(at.class_, name)
+            if not relation.impl.supports_population:
+                break  # lazy="dynamic" and "write_only": a query of the function's own reads it
             option = selectinload(relation) if option is None else option.selectinload(relation)
             at = at.relationships[name].mapper
         if option is not None:

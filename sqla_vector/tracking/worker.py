@@ -138,7 +138,7 @@ class Worker:
         self._stopping = False
         self._outages: dict[str, _Outage] = {}
         driver: type[Any] = AsyncDriver if self.is_async else Driver
-        self._driver: Any = driver(sessions, self._outbox)
+        self._driver: Any = driver(sessions, self._outbox, [target.mapper for target in self._targets])
 
     def run_once(self) -> Outcome:
         """Work off one batch; nothing to do is an outcome of zeros.
