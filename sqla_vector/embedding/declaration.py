@@ -143,7 +143,7 @@ class EmbeddedColumn:
 _KNOWN: WeakSet[Mapper[Any]] = WeakSet()
 """The mappers with embedded columns, as far as they are configured."""
 
-_CONFIGURED: WeakKeyDictionary[Mapper[Any], tuple[EmbeddedColumn, ...]] = WeakKeyDictionary()
+_EMBEDDED: Final = "sqla_vector_embedded"
 
 
 def embedded_columns(entity: type[Any] | Mapper[Any]) -> tuple[EmbeddedColumn, ...]:
@@ -157,9 +157,11 @@ def embedded_columns(entity: type[Any] | Mapper[Any]) -> tuple[EmbeddedColumn, .
     if not isinstance(mapper, Mapper):
         raise InvalidOption(f"embedded columns are those of a mapped class, got {entity!r}")
     mapper.registry.configure(cascade=True)
-    found = _CONFIGURED.get(mapper)
-    if found is None:
-        found = _CONFIGURED[mapper] = tuple(_embedded(mapper))
+    # Kept with the class itself.  In a WeakKeyDictionary the columns, which refer to the mapper, would keep it for good.
+    kept = mapper.class_manager.info
+    if _EMBEDDED not in kept:
+        kept[_EMBEDDED] = tuple(_embedded(mapper))
+    found: tuple[EmbeddedColumn, ...] = kept[_EMBEDDED]
     return found
 
 

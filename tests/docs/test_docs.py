@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from sqla_vector import Vector
+from sqla_vector.embedding import Fingerprint, embedded_columns, embedding_column
 from tests.docs.pages import PAGES, ROOT, blocks, run
 from tests.support import sqlite
 
@@ -20,6 +24,28 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     if reason := sqlite.why_vec_unavailable():
         pytest.skip(reason)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _beside_another_program() -> Iterator[None]:
+    """Map what no page means, so that each one has to say which models it does mean."""
+    made = []
+    for _ in range(2):
+
+        class Base(DeclarativeBase): ...
+
+        class Article(Base):
+            __tablename__ = "article"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            text: Mapped[str]
+            embedding: Mapped[Any | None] = embedding_column(Vector(2), source="text", embedder="none")
+            embedding_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+
+        assert embedded_columns(Article)
+        made.append(Base)
+    yield
+    for base in made:
+        base.registry.dispose()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

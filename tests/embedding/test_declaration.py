@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Annotated, Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -567,3 +569,22 @@ def test_an_asynchronous_session_loads_what_a_text_needs(backend: Backend, engin
             assert await session.run_sync(text_of) == "Cats\n\nA."
 
     backend.wait(body())
+
+
+def test_a_model_that_nobody_has_any_more_is_forgotten():
+    def make() -> ref[Any]:
+        class Own(DeclarativeBase): ...
+
+        class Passing(Own):
+            __tablename__ = "passing"
+            id: Mapped[int] = mapped_column(primary_key=True)
+            title: Mapped[str]
+            embedding: Mapped[Any | None] = embedding_column(Vector(2), source="title", embedder="minilm")
+            embedding_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+
+        assert embedded_columns(Passing) is embedded_columns(Passing)
+        return ref(Passing)
+
+    passing = make()
+    gc.collect()
+    assert passing() is None
