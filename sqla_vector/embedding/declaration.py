@@ -157,7 +157,7 @@ def embedded_columns(entity: type[Any] | Mapper[Any]) -> tuple[EmbeddedColumn, .
     if not isinstance(mapper, Mapper):
         raise InvalidOption(f"embedded columns are those of a mapped class, got {entity!r}")
     mapper.registry.configure(cascade=True)
-    # Kept with the class itself.  In a WeakKeyDictionary the columns, which refer to the mapper, would keep it for good.
+    # With the class itself: in a WeakKeyDictionary the columns, which refer to the mapper, would keep it for good.
     kept = mapper.class_manager.info
     if _EMBEDDED not in kept:
         kept[_EMBEDDED] = tuple(_embedded(mapper))

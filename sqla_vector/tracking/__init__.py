@@ -1,5 +1,6 @@
 """Embeddings that are never stale: changes are noticed, written down, and worked off."""
 
+from sqla_vector.tracking.active import active_embedder
 from sqla_vector.tracking.backfill import Backfill, BackfillReport, abackfill, backfill
 from sqla_vector.tracking.captures import outbox_triggers
 from sqla_vector.tracking.check import Backlog, ColumnReport, Report, acheck, check, is_current
@@ -17,8 +18,9 @@ from sqla_vector.tracking.observe import (
 )
 from sqla_vector.tracking.outbox import outbox_table
 from sqla_vector.tracking.progress import Progress
+from sqla_vector.tracking.readiness import UpgradeEstimate, UpgradeStatus
 from sqla_vector.tracking.session import Tracking, track, tracking_of, untrack
-from sqla_vector.tracking.upgrade import Upgrade, UpgradeStatus, active_embedder
+from sqla_vector.tracking.upgrade import Upgrade
 from sqla_vector.tracking.versions import Versions, upgrade_table
 from sqla_vector.tracking.worker import Worker
 
@@ -39,6 +41,7 @@ __all__ = [
     "TextsEmbedded",
     "Tracking",
     "Upgrade",
+    "UpgradeEstimate",
     "UpgradeStatus",
     "Versions",
     "Worker",

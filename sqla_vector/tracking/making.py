@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal
@@ -22,7 +23,7 @@ from sqla_vector.tracking.targets import Key
 from sqla_vector.tracking.texts import RowState, read_after
 from sqla_vector.tracking.versions import FILLING, UpgradeRow, is_of, read_upgrade
 
-__all__ = ["Kind", "Making", "kind_of"]
+__all__ = ["Kind", "Making", "Stopped", "kind_of"]
 
 logger = logging.getLogger("sqla_vector.tracking")
 
@@ -45,6 +46,10 @@ def kind_of(state: RowState, have: Aside | None, model: Model) -> Kind:
     return "ready" if have.reason is None else "failed"
 
 
+class Stopped(Exception):
+    """The filling was told to stop; what is left is found by the next one."""
+
+
 @dataclass
 class _Part:
     """Rows that were looked at, and what is to be done for them."""
@@ -65,6 +70,7 @@ class Making:
         embedder: the same, to embed.
         batch_size: rows embedded at a time.
         timeout: seconds after which a call of the embedder counts as failed.
+        is_stopping: whether to end, by :class:`Stopped`, instead of going on with another batch.
     """
 
     shelf: Shelf
@@ -72,16 +78,22 @@ class Making:
     embedder: Embedder
     batch_size: int
     timeout: float | None
+    is_stopping: Callable[[], bool] = lambda: False
 
     def run(self, meter: Meter) -> Steps[None]:
         """Take rows in the order of their keys until there are no more, and then look through all."""
         while True:
+            self._check_going_on()
             part: _Part = yield from insist(self._take)
             if part.last is None:
                 break
             yield from self._make(part)
             yield from meter.advance(part.seen)
         yield from self.catch_up(retry=True)
+
+    def _check_going_on(self) -> None:
+        if self.is_stopping():
+            raise Stopped
 
     def _take(self, connection: Connection) -> _Part:
         """Take the next rows, which nobody else takes then; those of a process that is killed are found later."""
@@ -147,7 +159,8 @@ class Making:
                 failures += 1
                 pause = Backoff(1.0, 300.0).after(failures, error.retry_after)
                 logger.warning("next attempt in %.1f s: %s", pause, error)
-                yield Pause(pause)
+                if (yield Pause(pause)):
+                    raise Stopped from None
 
     def _bisect(self, texts: list[str]) -> Steps[dict[str, NDArray[Any] | str]]:
         if not texts:
@@ -171,6 +184,7 @@ class Making:
             made = 0
             after: Key | None = None
             while True:
+                self._check_going_on()
                 look = partial(self._look, after=after, retry=retry)
                 part: _Part = yield Transaction(look, to_write=False)
                 if part.last is None:

@@ -28,11 +28,13 @@ class Progress:
     """Rows that there were in the beginning."""
     seconds: float
     """How long it took."""
+    before: int = 0
+    """How many of the rows that are done an earlier run had done."""
 
     @property
     def rate(self) -> float:
         """Rows a second, on average."""
-        return self.done / self.seconds if self.seconds > 0 else 0.0
+        return (self.done - self.before) / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -51,19 +53,28 @@ class Meter:
     column: str
     total: int
     on_progress: OnProgress | None
-    done: int = 0
+    before: int = 0
+    """Rows that an earlier run had done."""
+    done: int = field(init=False)
     _begun: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.done = self.before
 
     @property
     def seconds(self) -> float:
         """How long it took up to now."""
         return time.monotonic() - self._begun
 
+    @property
+    def _progress(self) -> Progress:
+        return Progress(self.column, self.done, self.total, self.seconds, self.before)
+
     def advance(self, rows: int) -> Steps[None]:
         """Count rows."""
         self.done += rows
         if self.on_progress is not None:
-            yield Call(self.on_progress, (Progress(self.column, self.done, self.total, self.seconds),))
+            yield Call(self.on_progress, (self._progress,))
 
 
 def count_rows(connection: Connection, target: Target, after: Key | None = None) -> int:

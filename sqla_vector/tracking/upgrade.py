@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table, insert, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from sqla_vector.dialects.clock import database_now
 from sqla_vector.dialects.lock import limit_lock_wait, lock_table
@@ -22,14 +20,14 @@ from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.aside import Shelf
 from sqla_vector.tracking.contention import ATTEMPTS, insist
 from sqla_vector.tracking.exchange import Cutover, NotReady, Rollback
-from sqla_vector.tracking.making import Kind, Making, kind_of
-from sqla_vector.tracking.patience import check_seconds, is_passing, said
+from sqla_vector.tracking.limits import estimate_tokens
+from sqla_vector.tracking.making import Making, Stopped
+from sqla_vector.tracking.patience import check_seconds, is_passing, said, stopped_by_signals
 from sqla_vector.tracking.progress import Meter, OnProgress, count_rows
+from sqla_vector.tracking.readiness import Tally, UpgradeEstimate, UpgradeStatus
 from sqla_vector.tracking.scope import Scope
-from sqla_vector.tracking.session import tracking_behind
 from sqla_vector.tracking.steps import Pause, Steps, Transaction, is_asynchronous
-from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Key, Models, target_of, targets_of
-from sqla_vector.tracking.texts import read_after
+from sqla_vector.tracking.targets import GivenEmbedders, Models
 from sqla_vector.tracking.versions import (
     CUT_OVER,
     FILLING,
@@ -40,46 +38,11 @@ from sqla_vector.tracking.versions import (
     read_upgrade,
 )
 
-__all__ = ["Upgrade", "UpgradeStatus", "active_embedder"]
+__all__ = ["Upgrade"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("sqla_vector.tracking")
-
-
-@dataclass(frozen=True)
-class UpgradeStatus:
-    """How far a change of model is."""
-
-    column: str
-    """The column, such as ``Article.embedding``."""
-    state: str | None
-    """``filling``, ``cut over``, ``rolled back``, ``finished``; None if the model was never changed."""
-    old: str | None
-    new: str | None
-    active: str
-    """The model of the vectors in the column, ``name@version``."""
-    rows: int = 0
-    ready: int = 0
-    """While filling: rows that have the new vector of their text, or no text."""
-    missing: int = 0
-    """Rows that have none yet."""
-    stale: int = 0
-    """Rows that were edited since."""
-    failed: int = 0
-    """Rows that cannot be embedded by the new model."""
-    kept: int = 0
-    """Vectors beside the column: the new model's while filling, the old one's after the cutover."""
-    reasons: dict[str, str] = field(default_factory=dict)
-    """Why rows cannot be embedded, of the first ones, by row key."""
-
-    @property
-    def left(self) -> int:
-        """Rows that still have to be embedded."""
-        return self.missing + self.stale
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the cutover has nothing more to embed."""
-        return self.state == FILLING and not self.left and not self.failed
 
 
 class Upgrade:
@@ -87,8 +50,8 @@ class Upgrade:
 
     ``fill()`` makes the vectors of the new model beside the column, ``cutover()`` puts them into it, in one
     transaction, and ``rollback()`` puts the old ones back.  ``finish()`` gives the old ones up.  Each may be called
-    again after it was interrupted, by any process; several may fill at once.  With asynchronous sessions each has an
-    ``a`` before its name and is awaited.
+    again after it was interrupted or stopped, by any process; several may fill at once.  With asynchronous sessions
+    each has an ``a`` before its name and is awaited.
 
     The embedder of the column is a :class:`~sqla_vector.tracking.Versions`, of which the last one is the new model.
 
@@ -141,21 +104,54 @@ class Upgrade:
         self._timeout = None if timeout is None else check_seconds(timeout, "timeout", 0.001)
         self._lock_wait = check_seconds(lock_wait, "lock_wait", 0.001)
         self._on_progress = on_progress
+        self._filling: Any = None
+        self._is_stopping = False
 
-    def fill(self) -> UpgradeStatus:
+    def fill(self, *, signals: bool = False) -> UpgradeStatus:
         """Make the vectors of the new model beside the column; begins the change, or goes on with it.
 
         A row that the model refuses is noted and does not keep the others from being embedded; an embedder that
         cannot be reached is waited for.
 
+        Args:
+            signals: stop gracefully at SIGTERM or SIGINT, at once at the second one; in the main thread only.
+
         Raises:
             MigrationError: another change of the column is not finished, or the column has the new model already.
         """
-        return self._run(self._fill(), "fill")
+        self._filling = self._scope.driver("fill", is_async=False)
+        with stopped_by_signals(self.stop) if signals else nullcontext():
+            status: UpgradeStatus = self._filling.run(self._fill())
+        return status
 
-    async def afill(self) -> UpgradeStatus:
+    async def afill(self, *, signals: bool = False) -> UpgradeStatus:
         """Do the same as :meth:`fill`, with asynchronous sessions."""
-        return await self._arun(self._fill(), "fill")
+        self._filling = self._scope.driver("fill", is_async=True)
+        with stopped_by_signals(self.stop) if signals else nullcontext():
+            status: UpgradeStatus = await self._filling.run(self._fill())
+        return status
+
+    def stop(self) -> None:
+        """Have :meth:`fill` return when the batch in hand is finished; may be called from other threads."""
+        self._is_stopping = True
+        if self._filling is not None:
+            self._filling.stop()
+
+    def estimate(self, *, count_tokens: Callable[[str], int] | None = None) -> UpgradeEstimate:
+        """Count the rows that :meth:`fill` has to embed, and the tokens of their texts; nothing is changed.
+
+        Args:
+            count_tokens: returns the number of a text's tokens; by default, and where it fails, one for four
+                characters.
+
+        Raises:
+            MigrationError: as :meth:`fill` does.
+        """
+        return self._run(self._estimate(count_tokens), "estimate")
+
+    async def aestimate(self, *, count_tokens: Callable[[str], int] | None = None) -> UpgradeEstimate:
+        """Do the same as :meth:`estimate`, with asynchronous sessions."""
+        return await self._arun(self._estimate(count_tokens), "estimate")
 
     def status(self) -> UpgradeStatus:
         """Count what is done, and what is left, by the texts that the rows have now."""
@@ -210,13 +206,13 @@ class Upgrade:
         """Do the same as :meth:`finish`, with asynchronous sessions."""
         return await self._arun(self._finish(), "finish")
 
-    def _run(self, steps: Steps[UpgradeStatus], name: str) -> UpgradeStatus:
-        status: UpgradeStatus = self._scope.driver(name, is_async=False).run(steps)
-        return status
+    def _run(self, steps: Steps[T], name: str) -> T:
+        found: T = self._scope.driver(name, is_async=False).run(steps)
+        return found
 
-    async def _arun(self, steps: Steps[UpgradeStatus], name: str) -> UpgradeStatus:
-        status: UpgradeStatus = await self._scope.driver(name, is_async=True).run(steps)
-        return status
+    async def _arun(self, steps: Steps[T], name: str) -> T:
+        found: T = await self._scope.driver(name, is_async=True).run(steps)
+        return found
 
     # Filling.
 
@@ -232,19 +228,44 @@ class Upgrade:
 
     def _fill(self) -> Steps[UpgradeStatus]:
         _ = self._embedder
-        yield from insist(self._begin)
-        total, done = yield Transaction(self._count_ahead, to_write=False)
-        meter = Meter(str(self._column), total, self._on_progress, done)
-        yield from self._making().run(meter)
+        if self._is_stopping:
+            self._filling.stop()
+        try:
+            yield from insist(self._begin)
+            total, done = yield Transaction(self._count_ahead, to_write=False)
+            meter = Meter(str(self._column), total, self._on_progress, done)
+            yield from self._making(lambda: self._is_stopping).run(meter)
+        except Stopped:
+            return (yield from self._count(is_stopped=True))
         return (yield from self._count())
 
-    def _making(self) -> Making:
-        return Making(self._shelf, self._model, self._embedder, self._batch_size, self._timeout)
+    def _making(self, is_stopping: Callable[[], bool] = lambda: False) -> Making:
+        return Making(self._shelf, self._model, self._embedder, self._batch_size, self._timeout, is_stopping)
+
+    def _estimate(self, count_tokens: Callable[[str], int] | None) -> Steps[UpgradeEstimate]:
+        if count_tokens is not None and not callable(count_tokens):
+            raise InvalidOption(f"count_tokens= is a function from a text to its tokens, got {count_tokens!r}")
+        _ = self._embedder
+        total = yield Transaction(self._count_to_begin, to_write=False)
+        tally = Tally(self._shelf, self._model, count_tokens or estimate_tokens)
+        yield from tally.count(Meter(str(self._column), total, self._on_progress))
+        return UpgradeEstimate(str(self._column), self._new_name, tally.rows, tally.to_embed, tally.tokens)
+
+    def _count_to_begin(self, connection: Connection) -> int:
+        self._check_beginning(read_upgrade(connection, self._versions.upgrades, self._column))
+        return count_rows(connection, self._target)
 
     def _begin(self, connection: Connection) -> None:
         row = read_upgrade(connection, self._versions.upgrades, self._column)
+        if self._check_beginning(row):
+            values = {"old_model": self._active(row), "new_model": self._new_name, "position": None}
+            self._shelf.clear(connection)
+            self._set_state(connection, FILLING, is_new=row is None, **values)
+
+    def _check_beginning(self, row: UpgradeRow | None) -> bool:
+        """See to it that there may be a change, and return whether it has to be begun."""
         if row is not None and row.state == FILLING and row.new == self._new_name:
-            return
+            return False
         if row is not None and row.state in (FILLING, CUT_OVER) and row.new != self._new_name:
             end = "rollback() ends it" if row.state == FILLING else "finish() or rollback() ends it"
             raise MigrationError(
@@ -253,9 +274,7 @@ class Upgrade:
         active = self._active(row)
         if active == self._new_name:
             raise MigrationError(f"{self._column} has vectors of {active} already; give Versions() the new model last")
-        values = {"old_model": active, "new_model": self._new_name, "position": None}
-        self._shelf.clear(connection)
-        self._set_state(connection, FILLING, is_new=row is None, **values)
+        return True
 
     def _active(self, row: UpgradeRow | None) -> str:
         return self._versions.names[0] if row is None else row.active
@@ -274,42 +293,30 @@ class Upgrade:
         """Return how many rows there are, and for how many vectors were made by an earlier run."""
         return count_rows(connection, self._target), self._shelf.count(connection)
 
-    def _count(self) -> Steps[UpgradeStatus]:
+    def _count(self, *, is_stopped: bool = False) -> Steps[UpgradeStatus]:
         row, rows, kept = yield Transaction(self._read_status, to_write=False)
         old, new, state = (None, None, None) if row is None else (row.old, row.new, row.state)
-        counts = {"ready": 0, "missing": 0, "stale": 0, "failed": 0}
-        reasons: dict[str, str] = {}
-        if state == FILLING and new == self._new_name:
-            rows = 0
-            after: Key | None = None
-            while True:
-                found = yield Transaction(partial(self._kinds, after=after), to_write=False)
-                if not found:
-                    break
-                rows += len(found)
-                for kind in counts:
-                    counts[kind] += sum(1 for row in found if row[1] == kind)
-                after = found[-1][0]
-                listed = [(key, why) for key, kind, why in found if kind == "failed"]
-                for key, why in listed[: max(0, 5 - len(reasons))]:
-                    reasons[self._target.encode(key)] = why
+        tally = Tally(self._shelf, self._model)
+        if state == FILLING and new == self._new_name and not is_stopped:
+            yield from tally.count()
+            rows = tally.rows
         return UpgradeStatus(
-            str(self._column), state, old, new, self._active(row), rows, kept=kept, reasons=reasons, **counts
+            str(self._column),
+            state,
+            old,
+            new,
+            self._active(row),
+            self._new_name,
+            rows,
+            **tally.kinds,
+            kept=kept,
+            reasons=tally.reasons,
+            is_stopped=is_stopped,
         )
 
     def _read_status(self, connection: Connection) -> tuple[UpgradeRow | None, int, int]:
         row = read_upgrade(connection, self._versions.upgrades, self._column)
         return row, count_rows(connection, self._target), self._shelf.count(connection)
-
-    def _kinds(self, connection: Connection, *, after: Key | None) -> list[tuple[Key, Kind, str]]:
-        states = read_after(connection, self._target, self._column, after, 1000)
-        beside = self._shelf.read(connection, [state.key for state in states]) if states else {}
-        found = []
-        for state in states:
-            have = beside.get(state.key)
-            why = state.error or (have.reason if have is not None else None) or ""
-            found.append((state.key, kind_of(state, have, self._model), why))
-        return found
 
     # Cutover and its way back.
 
@@ -400,24 +407,3 @@ class Upgrade:
             raise MigrationError(f"{self._column}: there was no cutover to {self._new_name} that could be finished")
         self._set_state(connection, FINISHED)
         self._shelf.clear(connection)
-
-
-def active_embedder(session: Session, attribute: Any, *, embedders: GivenEmbedders | None = None) -> Embedder:
-    """Return the embedder by which a column's vectors were made, for queries.
-
-    With an ``AsyncSession``: ``await session.run_sync(active_embedder, Article.embedding)``.
-
-    Args:
-        session: any session; those that are tracked know the embedders.
-        attribute: the embedded column, such as ``Article.embedding``.
-        embedders: by name, if not those of :func:`track`.
-
-    Raises:
-        InvalidOption: an argument is none, or there are no embedders.
-    """
-    tracking = tracking_behind(session)
-    if embedders is None and tracking is None:
-        raise InvalidOption("active_embedder() has no embedders; give embedders=, or track() the sessions before")
-    known = Embedders(embedders) if embedders is not None else tracking.embedders  # type: ignore[union-attr]
-    _, column = target_of(attribute, targets_of() if tracking is None else tracking.targets)
-    return known.at(lambda c: session.connection(bind_arguments={"mapper": c.mapper})).embedder(column)

@@ -293,6 +293,59 @@ def test_an_outage_is_waited_for(changing: Make) -> None:
     assert failures == []
 
 
+def test_a_filling_that_is_told_to_stop_finishes_its_batch_and_goes_on_later(changing: Make) -> None:
+    c = changing()
+    c.add(*(f"t{n}" for n in range(10)))
+    upgrade = c.upgrade(batch_size=4, on_progress=lambda progress: upgrade.stop())
+    status = c.do("fill", upgrade)
+    assert (status.state, status.is_stopped, status.kept, status.is_ready) == ("filling", True, 4, False)
+    assert c.do("fill", upgrade).kept == 4  # it stays told
+    seen: list[Any] = []
+    assert c.do("fill", c.upgrade(on_progress=seen.append)).is_ready
+    assert [(p.before, p.done, p.total) for p in seen] == [(4, 10, 10)]
+    assert seen[0].rate == pytest.approx(6 / seen[0].seconds)
+    assert sorted(c.new.texts) == sorted(f"t{n}" for n in range(10))
+
+
+def test_a_filling_stops_while_it_waits_for_an_embedder_that_is_out_of_reach(changing: Make) -> None:
+    def fail(texts: list[str]) -> None:
+        upgrade.stop()
+        raise EmbedderUnavailable("down", retry_after=3600.0)
+
+    c = changing(new=CountingEmbedder(version="2", fail=fail))
+    c.add("a", "b")
+    upgrade = c.upgrade()
+    status = c.do("fill", upgrade)
+    assert (status.is_stopped, status.kept) == (True, 0)
+    c.new.fail = None
+    status = c.do("fill")
+    assert (status.ready, status.failed) == (2, 0)
+
+
+def test_what_a_filling_has_to_do_is_counted_before(changing: Make) -> None:
+    def refuse(texts: list[str]) -> None:
+        if "bad" in texts:
+            raise EmbedderError("refused")
+
+    c = changing(new=CountingEmbedder(version="2", fail=refuse))
+    c.add("a", "a", "bbb bbb bbb", None, "bad")
+    estimate = c.do("estimate", count_tokens=len)
+    assert (estimate.column, estimate.model) == ("Article.embedding", "counting@2")
+    assert (estimate.rows, estimate.left, estimate.tokens) == (5, 4, 15)  # texts that are the same are embedded once
+    assert c.do("estimate").tokens == 1 + 3 + 1
+    assert c.new.calls == []
+    assert c.do("status").state is None
+    c.do("fill")
+    c.edit(1, "cc")
+    estimate = c.do("estimate", count_tokens=len)
+    assert (estimate.left, estimate.tokens) == (2, 5)  # the one edited, and the one refused, which is tried again
+    c.do("cutover", skip_failed=True)
+    with pytest.raises(MigrationError, match="has vectors of counting@2 already"):
+        c.do("estimate")
+    with pytest.raises(InvalidOption, match="count_tokens= is a function"):
+        c.do("estimate", count_tokens=4)
+
+
 def test_progress_is_told(changing: Make) -> None:
     c = changing()
     c.add(*(f"t{n}" for n in range(10)))
@@ -406,8 +459,9 @@ def test_arguments_that_are_none_are_refused(changing: Make) -> None:
     with pytest.raises(InvalidOption, match="skip_failed must be True or False"):
         c.do("cutover", skip_failed="yes")
     only = {"counting": Versions(one, Model("counting", "2"), upgrades=table)}
-    with pytest.raises(InvalidOption, match="only the name of a model"):
-        c.do("fill", c.upgrade(embedders=only))
+    for name in ("fill", "estimate"):
+        with pytest.raises(InvalidOption, match="only the name of a model"):
+            c.do(name, c.upgrade(embedders=only))
     assert c.do("status", c.upgrade(embedders=only)).state is None
 
 
