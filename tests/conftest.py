@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import postgresql
+from tests.support import elasticsearch, postgresql
 from tests.support.backends import NAMES, AnyEngine, Backend, Kind, kinds, open_backend
 
 # A slow machine is no failure. In CI every run draws the same examples: a red build is about the change.
@@ -38,6 +38,25 @@ def pytest_configure(config: pytest.Config) -> None:
         "backends(*names, family=None, is_async=None, plugin=None): run a test that takes `backend` only on "
         "the backends named, or only on those with these properties",
     )
+
+
+RUN = pytest.StashKey[elasticsearch.Run]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a process of pytest-xdist what it shares with the others."""
+    if os.name == "posix":
+        if RUN not in node.config.stash:
+            node.config.stash[RUN] = elasticsearch.Run()
+        run = node.config.stash[RUN]
+        node.workerinput["elasticsearch_run"] = str(run.directory)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what the processes shared."""
+    if run := config.stash.get(RUN, None):
+        run.close()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -102,6 +121,24 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
 def engine(backend: Backend) -> AnyEngine:
     """An Engine or AsyncEngine on the backend's empty database, where ``vector`` is not created yet."""
     return backend.make_engine()
+
+
+@pytest.fixture(scope="session")
+def elasticsearch_server(request: pytest.FixtureRequest) -> Iterator[elasticsearch.Server]:
+    """An Elasticsearch server for all processes of this run; it has a ``url``."""
+    if reason := elasticsearch.why_unavailable():
+        _unavailable(reason)
+    worker = getattr(request.config, "workerinput", {})
+    run = worker.get("elasticsearch_run")
+    with elasticsearch.shared_server(Path(run) if run else None) as server:
+        yield server
+
+
+@pytest.fixture
+def elasticsearch_nodes() -> None:
+    """For tests that start nodes of their own, to kill them: skip where that cannot be done."""
+    if reason := elasticsearch.why_no_node():
+        _unavailable(reason)
 
 
 def _unavailable(reason: str) -> None:
