@@ -258,28 +258,54 @@ def _column(mapper: Mapper[Any], key: str) -> Column[Any] | None:
 
 def _dependency(mapper: Mapper[Any], path: str, where: str, by_function: bool) -> Dependency:
     """Find the attribute at a path; only a function makes a text of a collection, or of a related row as such."""
+    where = f"{where}: source {path!r}"
+    found, is_many = follow(mapper, path, where)
+    if is_many and not by_function:
+        raise InvalidDeclaration(
+            f"{where}: {is_many} is a collection; give a function as source, with depends_on=({path!r}, ...)"
+        )
+    owner, key = found.mapper, found.key
+    column = _column(owner, key)
+    if column is None and not (by_function and isinstance(owner._props.get(key), RelationshipProperty)):
+        raise no_column(owner, key, where)
+    if column is not None and isinstance(column.type, (VectorType, Fingerprint)):
+        raise InvalidDeclaration(f"{where} is a vector or a fingerprint, of which no text is made")
+    return found
+
+
+def follow(mapper: Mapper[Any], path: str, where: str) -> tuple[Dependency, str]:
+    """Follow relationships to an attribute.
+
+    Args:
+        mapper: the class at which the path begins.
+        path: relationships and an attribute, with dots between them.
+        where: says whose path it is.
+
+    Returns:
+        What the path leads to, and the first collection on it, if there is one.
+
+    Raises:
+        InvalidDeclaration: one of them is no relationship.
+    """
     *relations, key = path.split(".")
-    owner = mapper
+    owner, collection = mapper, ""
     for name in relations:
         prop = owner._props.get(name)
         if not isinstance(prop, RelationshipProperty):
-            raise InvalidDeclaration(f"{where}: source {path!r}: {owner.class_.__name__}.{name} is no relationship")
-        if prop.uselist and not by_function:
-            raise InvalidDeclaration(
-                f"{where}: source {path!r}: {owner.class_.__name__}.{name} is a collection; give a function as source, "
-                f"with depends_on=({path!r}, ...)"
-            )
+            raise InvalidDeclaration(f"{where}: {owner.class_.__name__}.{name} is no relationship")
+        if prop.uselist:
+            collection = collection or f"{owner.class_.__name__}.{name}"
         owner = prop.mapper
-    column = _column(owner, key)
-    if column is None and not (by_function and isinstance(owner._props.get(key), RelationshipProperty)):
-        have = ", ".join(sorted(k for k, p in owner._props.items() if isinstance(p, ColumnProperty)))
-        raise InvalidDeclaration(
-            f"{where}: source {path!r}: {owner.class_.__name__}.{key} is no mapped column, so that its changes cannot "
-            f"be noticed; columns are {have}"
-        )
-    if column is not None and isinstance(column.type, (VectorType, Fingerprint)):
-        raise InvalidDeclaration(f"{where}: source {path!r} is a vector or a fingerprint, of which no text is made")
-    return Dependency(tuple(relations), owner, key)
+    return Dependency(tuple(relations), owner, key), collection
+
+
+def no_column(owner: Mapper[Any], key: str, where: str) -> InvalidDeclaration:
+    """Return the error of an attribute that is no column."""
+    have = ", ".join(sorted(k for k, p in owner._props.items() if isinstance(p, ColumnProperty)))
+    return InvalidDeclaration(
+        f"{where}: {owner.class_.__name__}.{key} is no mapped column, so that its changes cannot be noticed; "
+        f"columns are {have}"
+    )
 
 
 def _is_private(dependency: Dependency) -> bool:

@@ -12,9 +12,10 @@ from sqlalchemy import DDL, MetaData, Table, UniqueConstraint, event, inspect
 from sqlalchemy.engine import Connection
 
 from sqla_vector.dialects.capture import Capture, CaptureSupport, Join, KeyKind, Mark, captures_of, declare_capture
-from sqla_vector.embedding import EmbeddedColumn
+from sqla_vector.tracking.mirrors import Mirror, is_among, mirrors
 from sqla_vector.tracking.outbox import CHANNEL, check_outbox
 from sqla_vector.tracking.paths import Link, text_paths
+from sqla_vector.tracking.related import Made
 from sqla_vector.tracking.targets import Models, Target, targets_of
 from sqla_vector.types import DIALECTS, support_of
 
@@ -36,7 +37,7 @@ def outbox_triggers(models: Models, outbox: Table) -> tuple[Capture, ...]:
 
     That is Core, bulk statements, raw SQL, cascades of the database, COPY, TRUNCATE and other programs.
     ``create_all()`` creates them, and ``drop_all()`` drops them, on PostgreSQL and SQLite; Alembic's autogenerate
-    compares them.  Called once, when the models are complete::
+    compares them.  Called once, when the models and what has copies of them are complete::
 
         outbox = outbox_table(Base.metadata)
         outbox_triggers(Base, outbox)
@@ -46,7 +47,7 @@ def outbox_triggers(models: Models, outbox: Table) -> tuple[Capture, ...]:
         outbox: what :func:`outbox_table` returned.
 
     Returns:
-        The definitions, one for each table that has sources of vectors.
+        The definitions: for each table that has sources of vectors, or of copies, one for each channel.
 
     Raises:
         InvalidDeclaration: a key or a relationship cannot be captured.
@@ -54,35 +55,51 @@ def outbox_triggers(models: Models, outbox: Table) -> tuple[Capture, ...]:
         InvalidOption: models are none, or outbox is another table.
     """
     table = check_outbox(outbox)
-    found = _captures(targets_of(models), table)
-    for metadata in {id(m): m for m in (table.metadata, *(t.metadata for t in found))}.values():
+    copies = [one for one in mirrors() if one.outbox is table and is_among(one.mapper, models)]
+    found = _captures([*_text_marks(targets_of(models)), *_copy_marks(copies)], table)
+    tables = {captured for captured, _ in found}
+    for metadata in {id(m): m for m in (table.metadata, *(t.metadata for t in tables))}.values():
         if not captures_of(metadata):
             event.listen(metadata, "after_create", _create_captures)
             event.listen(metadata, "before_drop", _drop_captures)
-        for captured, capture in found.items():
+        for (captured, _), capture in found.items():
             if captured.metadata is metadata or table.metadata is metadata:
                 declare_capture(metadata, capture)
     return tuple(found.values())
 
 
-def _captures(targets: Iterable[Target], outbox: Table) -> dict[Table, Capture]:
-    marks: dict[Table, dict[Mark, None]] = {}
-    for target in targets:
-        for column in target.columns:
-            for table, mark in _merged(_marks(target, column)):
-                marks.setdefault(table, {})[mark] = None
+def _captures(marked: Iterable[tuple[str, Table, Mark]], outbox: Table) -> dict[tuple[Table, str], Capture]:
+    """Return the captures of tables, by the table and the channel."""
+    marks: dict[tuple[Table, str], dict[Mark, None]] = {}
+    for channel, table, mark in marked:
+        marks.setdefault((table, channel), {})[mark] = None
     return {
-        table: Capture(
+        (table, channel): Capture(
             table=table.name,
             schema=table.schema,
             outbox=outbox.name,
             outbox_schema=outbox.schema,
-            channel=CHANNEL,
+            channel=channel,
             unique=_unique(table),
             marks=tuple(sorted(found, key=lambda mark: (mark.entity, len(mark.path), repr(mark)))),
+            # A vector goes with its row; a copy stays.
+            deletes=channel != CHANNEL,
         )
-        for table, found in sorted(marks.items(), key=lambda item: item[0].fullname)
+        for (table, channel), found in sorted(marks.items(), key=lambda item: (item[0][0].fullname, item[0][1]))
     }
+
+
+def _text_marks(targets: Iterable[Target]) -> Iterator[tuple[str, Table, Mark]]:
+    for target in targets:
+        for column in target.columns:
+            marks = _marks(target, column, column.fingerprint_column.name)
+            yield from ((CHANNEL, table, mark) for table, mark in _merged(marks))
+
+
+def _copy_marks(copies: Iterable[Mirror]) -> Iterator[tuple[str, Table, Mark]]:
+    for mirror in copies:
+        marks = _marks(mirror.target, mirror, None)
+        yield from ((mirror.channel, table, mark) for table, mark in _merged(marks))
 
 
 def _merged(marks: Iterable[tuple[Table, Mark]]) -> Iterator[tuple[Table, Mark]]:
@@ -95,15 +112,14 @@ def _merged(marks: Iterable[tuple[Table, Mark]]) -> Iterator[tuple[Table, Mark]]
         yield table, Mark(entity, key, tuple(sorted(names)), path, fingerprint, inserts)
 
 
-def _marks(target: Target, column: EmbeddedColumn) -> Iterator[tuple[Table, Mark]]:
-    """Yield which changes of which tables mark a target's row for the sake of one embedded column."""
+def _marks(target: Target, made: Made, fingerprint: str | None) -> Iterator[tuple[Table, Mark]]:
+    """Yield which changes of which tables mark a target's row for the sake of what is made of it."""
     key = tuple((c.name, _kind(c)) for c in target.key_columns)
     own = {c.name for c in target.key_columns}
     discriminator = target.mapper.polymorphic_on
     if discriminator is not None and getattr(discriminator, "table", None) is target.table:
         own.add(str(discriminator.name))  # another class, another text
-    fingerprint = column.fingerprint_column.name
-    for path in text_paths(column, target.table):
+    for path in text_paths(made, target.table):
         sources = {c.name for c in path.sources}
         first = path.links[0].watched if path.links else ()
         here = {c.name for c in first if c.table is target.table} | (sources if not path.links else set())

@@ -8,7 +8,7 @@ After them, in the same transaction: entries for the outbox are written, and tex
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,8 +20,9 @@ from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE, instance_state
 from sqla_vector.embedding import Embedder, embed, fingerprint
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, InvalidText
+from sqla_vector.tracking.mirrors import Mirror
 from sqla_vector.tracking.observe import Outage, TextsEmbedded, Watch
-from sqla_vector.tracking.outbox import put
+from sqla_vector.tracking.outbox import Operation, put
 from sqla_vector.tracking.plans import ColumnPlan, Plan, Plans, is_expression
 from sqla_vector.tracking.related import Dependant
 from sqla_vector.tracking.targets import Embedders, Key, Target
@@ -268,7 +269,7 @@ class Listener:
         flush: _Flush | None = context.attributes.pop((_FLUSH, id(self)), None)
         if flush is None:
             return
-        entries: dict[tuple[Target, Key], None] = dict.fromkeys(flush.moved)
+        entries: dict[tuple[Target, Key], Operation] = dict.fromkeys(flush.moved, "upsert")
         others: dict[Dependant, set[Key]] = {}
         for state, (is_deleted, list_only) in context.states.items():
             if list_only:
@@ -278,36 +279,40 @@ class Listener:
                 continue
             if not is_deleted:
                 for target in _to_be_noted(flush, plan, state):
-                    entries[target, _key_of(target, state)] = None
+                    entries[target, _key_of(target, state)] = "upsert"
                 for column in plan.at_flush:
                     if column.references and flush.touches(state, column.references):
                         flush.late.setdefault(column, []).append(state)
+            for mirror in plan.mirrors:
+                entries.update(_copies(flush, mirror, state, is_deleted))
             for dependant in plan.dependants:
                 if is_deleted or state.key is None or flush.touches(state, dependant.names):
                     others.setdefault(dependant, set()).add(_identity(state))
         for target, states in flush.deferred.items():
-            entries.update(dict.fromkeys((target, _key_of(target, state)) for state in states))
+            entries.update(dict.fromkeys(((target, _key_of(target, state)) for state in states), "upsert"))
         for dependant, keys in others.items():
             found = dependant.keys_of(_connection(session, dependant.target), sorted(keys, key=repr))
-            entries.update(dict.fromkeys((dependant.target, key) for key in sorted(found, key=repr)))
+            for key in sorted(found, key=repr):
+                entries.setdefault((dependant.target, key), "upsert")
         self._write_entries(session, entries)
         for late, by_hand in ((flush.by_hand, True), (flush.late, False)):
             for column, states in late.items():
                 written = [s for s in states if not context.states.get(s, (True, True))[0]]
                 self._look_again(session, flush.embedders, column, written, by_hand=by_hand)
 
-    def _write_entries(self, session: Session, entries: Iterable[tuple[Target, Key]]) -> None:
-        by_target: dict[Target, list[tuple[str, str]]] = {}
-        for target, key in entries:
-            by_target.setdefault(target, []).append((target.entity, target.encode(key)))
-        for target, rows in by_target.items():
-            if self._outbox is None:
+    def _write_entries(self, session: Session, entries: Mapping[tuple[Target, Key], Operation]) -> None:
+        by_target: dict[tuple[Target, Operation], list[tuple[str, str]]] = {}
+        for (target, key), operation in entries.items():
+            by_target.setdefault((target, operation), []).append((target.entity, target.encode(key)))
+        for (target, operation), rows in by_target.items():
+            outbox = target.outbox if target.outbox is not None else self._outbox
+            if outbox is None:
                 column = next((c for c in target.columns if c.spec.when == "worker"), target.columns[0])
                 raise InvalidOption(
                     f"{column} is left to a worker, by an outbox that track() was not given; declare "
                     "outbox = outbox_table(Base.metadata) and give track(..., outbox=outbox)"
                 )
-            put(_connection(session, target), self._outbox, rows)
+            put(_connection(session, target), outbox, rows, target.channel, operation)
 
     def _look_again(
         self, session: Session, embedders: Embedders, plan: ColumnPlan, late: Sequence[State], *, by_hand: bool
@@ -339,7 +344,7 @@ class Listener:
                 made = dict(zip(texts, self._embedded(embedder, texts), strict=True))
             except EmbedderUnavailable as error:
                 self._note_outage(embedder, error)
-                self._write_entries(session, [(target, row.key) for row in stale])
+                self._write_entries(session, {(target, row.key): "upsert" for row in stale})
                 continue
             rows = [Write(row.key, None if row.text is None else made[row.text], row.wanted(model)) for row in stale]
             write(connection, target, column, rows)
@@ -359,6 +364,19 @@ def _to_be_noted(flush: _Flush, plan: Plan, state: State) -> list[Target]:
         if state.key is None or flush.touches(state, column.watched) or flush.touches(state, unset):
             found.append(column.target)
     return found
+
+
+def _copies(
+    flush: _Flush, mirror: Mirror, state: State, is_deleted: bool
+) -> Iterator[tuple[tuple[Target, Key], Operation]]:
+    """Yield what becomes of the copies of an object, written just now."""
+    target = mirror.target
+    if is_deleted or state.key is None or flush.touches(state, mirror.watched):
+        key = _key_of(target, state)
+        yield (target, key), "delete" if is_deleted else "upsert"
+        before = _key_before(target, state)
+        if before not in (None, key):
+            yield (target, before), "delete"
 
 
 def _connection(session: Session, target: Target) -> Connection:
@@ -384,9 +402,18 @@ def _key_of(target: Target, state: State) -> Key:
     if state.key is None or all(name in values for name in target.key_names):
         return tuple(values[name] for name in target.key_names)
     # Expired, and written without being read.
-    known = dict(zip(state.mapper.primary_key, state.key[1], strict=True))
+    before = _key_before(target, state)
+    assert before is not None
+    return before
+
+
+def _key_before(target: Target, state: State) -> Key | None:
+    """Return the key that an object's row had before the statement, None if it is new."""
+    if state.key is None:
+        return None
     mapper = state.mapper
-    by_name = {mapper.get_property_by_column(column).key: value for column, value in known.items()}
+    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    by_name = dict(zip(names, state.key[1], strict=True))
     return tuple(by_name[name] for name in target.key_names)
 
 

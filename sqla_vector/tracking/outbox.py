@@ -45,6 +45,7 @@ __all__ = [
     "bury",
     "check_outbox",
     "claim",
+    "draw",
     "is_pending",
     "outbox_table",
     "postpone",
@@ -195,6 +196,20 @@ def claim(
         .returning(c.id, c.entity, c.row_key, c.operation, c.attempts)
     )
     return sorted((Entry(*row) for row in connection.execute(taken)), key=lambda entry: entry.id)
+
+
+def draw(connection: Connection, outbox: Table) -> int:
+    """Return a number larger than those of all entries that were written, and of all that were drawn.
+
+    Args:
+        connection: in a transaction that has the right to write, which should be committed soon.
+        outbox: the table.
+    """
+    now = database_now()
+    entry = insert(outbox).values(channel="", entity="", row_key="[]", created_at=now, available_at=now)
+    number: int = connection.execute(entry.returning(outbox.c.id)).scalar_one()
+    connection.execute(delete(outbox).where(outbox.c.id == number))
+    return number
 
 
 def is_pending(connection: Connection, outbox: Table, channel: str, entities: Collection[str]) -> bool:

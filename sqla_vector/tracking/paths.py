@@ -11,10 +11,10 @@ from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipProperty
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.elements import BinaryExpression, BooleanClauseList, ColumnElement
 
-from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.embedding.declaration import Dependency
 from sqla_vector.embedding.fingerprint import Fingerprint
 from sqla_vector.exc import InvalidDeclaration
+from sqla_vector.tracking.related import Made
 from sqla_vector.types import VectorType
 
 __all__ = ["Link", "TextPath", "text_paths"]
@@ -60,22 +60,22 @@ class TextPath:
     """The column, or all of a related row that is a source as such."""
 
 
-def text_paths(embedded: EmbeddedColumn, table: Table) -> Iterator[TextPath]:
-    """Yield the paths to what the text of an embedded column in a table depends on.
+def text_paths(made: Made, table: Table) -> Iterator[TextPath]:
+    """Yield the paths from a table to all that something is made of.
 
     Raises:
         InvalidDeclaration: a relationship's condition is more than columns that equal each other.
     """
-    for dependency in embedded.dependencies:
-        yield _Walk(embedded, dependency, table).path()
+    for dependency in made.dependencies:
+        yield _Walk(made, dependency, table).path()
 
 
 class _Walk:
     """One dependency, followed from table to table."""
 
-    def __init__(self, embedded: EmbeddedColumn, dependency: Dependency, table: Table) -> None:
-        self._where = f"{embedded}: {'.'.join((*dependency.path, dependency.key))}"
-        self._mapper: Mapper[Any] = embedded.mapper
+    def __init__(self, made: Made, dependency: Dependency, table: Table) -> None:
+        self._where = f"{made}: {'.'.join((*dependency.path, dependency.key))}"
+        self._mapper: Mapper[Any] = made.mapper
         self._dependency = dependency
         self._table = table
         self._links: list[Link] = []

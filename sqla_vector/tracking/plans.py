@@ -14,8 +14,9 @@ from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR
 
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.embedding.declaration import embedded_mappers
+from sqla_vector.tracking.mirrors import Mirror, is_among, mirrors
 from sqla_vector.tracking.related import Dependant, dependants_of, has_relations, is_made, own_names
-from sqla_vector.tracking.targets import Models, Target, targets_of
+from sqla_vector.tracking.targets import Models, Target, has_row_of, targets_of
 
 __all__ = ["ColumnPlan", "Plan", "Plans", "is_expression"]
 
@@ -131,6 +132,8 @@ class Plan:
     """Whose texts are made of them."""
     gains: tuple[tuple[str, Dependant], ...] = ()
     """Collections without a way back, and whose texts are made of the rows that are put into them."""
+    mirrors: tuple[Mirror, ...] = ()
+    """What has copies of them."""
 
     @cached_property
     def at_flush(self) -> tuple[ColumnPlan, ...]:
@@ -156,7 +159,9 @@ class Plans:
 
     models: Models | None = None
     _known: frozenset[Mapper[Any]] | None = None
+    _declared: tuple[Mirror, ...] = ()
     _targets: tuple[Target, ...] = ()
+    _mirrors: tuple[Mirror, ...] = ()
     _plans: dict[int, tuple[ref[Mapper[Any]], Plan]] = field(default_factory=dict)
     """By the mapper's identity: a WeakKeyDictionary makes a reference for each question."""
 
@@ -180,31 +185,34 @@ class Plans:
         return None if found[1] is _NOTHING else found[1]
 
     def begin(self) -> bool:
-        """Learn of classes that were mapped since, and tell whether there are targets."""
+        """Learn of classes that were mapped since, and tell whether there is anything to look at."""
         self._refresh()
-        return bool(self._targets)
+        return bool(self._targets or self._mirrors)
 
     def _refresh(self) -> None:
-        known = embedded_mappers()
-        if known != self._known:
+        known, declared = embedded_mappers(), mirrors()
+        if known != self._known or declared != self._declared:
             self._targets = targets_of(self.models)
-            self._known = embedded_mappers()
+            self._mirrors = tuple(mirror for mirror in declared if is_among(mirror.mapper, self.models))
+            self._known, self._declared = embedded_mappers(), declared
             self._plans.clear()
 
     def _make(self, mapper: Mapper[Any]) -> Plan:
         columns = tuple(
             ColumnPlan(target, column)
             for target in self._targets
-            if mapper.isa(target.mapper)
+            if has_row_of(mapper, target.mapper)
             for column in target.columns
         )
-        dependants = tuple(
-            dependant for target in self._targets for dependant in dependants_of(target) if mapper.isa(dependant.mapper)
-        )
+        known = [
+            *(dependant for target in self._targets for dependant in dependants_of(target)),
+            *(dependant for mirror in self._mirrors for dependant in mirror.dependants),
+        ]
+        dependants = tuple(dependant for dependant in known if mapper.isa(dependant.mapper))
         gains = tuple(
             (dependant.relations[-1], dependant)
-            for target in self._targets
-            for dependant in dependants_of(target)
+            for dependant in known
             if dependant.is_one_way and mapper.isa(dependant.parent)
         )
-        return Plan(columns, dependants, gains) if columns or dependants or gains else _NOTHING
+        own = tuple(mirror for mirror in self._mirrors if has_row_of(mapper, mirror.mapper))
+        return Plan(columns, dependants, gains, own) if columns or dependants or gains or own else _NOTHING

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Select, select, tuple_
 from sqlalchemy.orm import Mapper, RelationshipProperty, aliased
@@ -12,10 +12,23 @@ from sqlalchemy.orm.interfaces import RelationshipDirection
 from sqlalchemy.sql import visitors
 
 from sqla_vector.embedding import EmbeddedColumn, Fingerprint
+from sqla_vector.embedding.declaration import Dependency
 from sqla_vector.tracking.targets import Key, Target
 from sqla_vector.types import VectorType, support_of
 
-__all__ = ["Dependant", "dependants_of", "has_relations", "is_made", "keys_in", "lock_related", "own_names"]
+__all__ = ["Dependant", "Made", "dependants_of", "has_relations", "is_made", "keys_in", "lock_related", "own_names"]
+
+
+class Made(Protocol):
+    """What is made of attributes of a row and of related ones: the text of an embedded column, or a copy."""
+
+    @property
+    def mapper(self) -> Mapper[Any]:
+        """The row's class."""
+
+    @property
+    def dependencies(self) -> tuple[Dependency, ...]:
+        """What it is made of."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +36,8 @@ class Dependant:
     """Rows whose text is made of rows of another class, or of the same one."""
 
     target: Target
-    column: EmbeddedColumn
+    made: Made
+    """What is made of them: an embedded column's text, or a copy."""
     relations: tuple[str, ...]
     """The relationships that lead from the dependant to the other class."""
     mapper: Mapper[Any]
@@ -71,26 +85,26 @@ def keys_in(connection: Connection, columns: Sequence[Any], keys: Sequence[Key])
     return tuple_(*columns).in_(keys)
 
 
-def _chains(column: EmbeddedColumn) -> Iterator[tuple[tuple[str, ...], str | None]]:
+def _chains(made: Made) -> Iterator[tuple[tuple[str, ...], str | None]]:
     """Yield the relationships and the column's attribute of each dependency, None for a related row as such."""
-    for dependency in column.dependencies:
+    for dependency in made.dependencies:
         if isinstance(dependency.mapper._props.get(dependency.key), RelationshipProperty):
             yield (*dependency.path, dependency.key), None
         else:
             yield dependency.path, dependency.key
 
 
-def has_relations(column: EmbeddedColumn) -> bool:
-    """Tell whether a text is made of related rows."""
-    return any(relations for relations, _ in _chains(column))
+def has_relations(made: Made) -> bool:
+    """Tell whether it is made of related rows."""
+    return any(relations for relations, _ in _chains(made))
 
 
-def own_names(column: EmbeddedColumn) -> frozenset[str]:
-    """Return the attributes of the row itself whose change may change its text."""
+def own_names(made: Made) -> frozenset[str]:
+    """Return the attributes of the row itself whose change may change what is made of it."""
     names: set[str] = set()
-    for relations, name in _chains(column):
-        names |= _step_names(column.mapper, relations[0]) if relations else {str(name)}
-    return frozenset(_with_made(column.mapper, names))
+    for relations, name in _chains(made):
+        names |= _step_names(made.mapper, relations[0]) if relations else {str(name)}
+    return frozenset(_with_made(made, made.mapper, names))
 
 
 def is_made(column: Any) -> bool:
@@ -98,12 +112,14 @@ def is_made(column: Any) -> bool:
     return getattr(column, "onupdate", None) is not None or getattr(column, "server_onupdate", None) is not None
 
 
-def _with_made(mapper: Mapper[Any], names: set[str]) -> set[str]:
+def _with_made(made: Made, mapper: Mapper[Any], names: set[str]) -> set[str]:
     """Return the names of attributes, of all columns if one of those named changes with any other."""
     columns = {prop.key: prop.columns[0] for prop in mapper.column_attrs}
     if not any(is_made(columns.get(name)) for name in names):
         return names
-    return names | {key for key, c in columns.items() if not isinstance(c.type, (VectorType, Fingerprint))}
+    # Whoever writes the vector of a text writes nothing else.
+    ignored = (VectorType, Fingerprint) if isinstance(made, EmbeddedColumn) else ()
+    return names | {key for key, c in columns.items() if not isinstance(c.type, ignored)}
 
 
 def _step_names(mapper: Mapper[Any], relation: str) -> set[str]:
@@ -114,21 +130,26 @@ def _step_names(mapper: Mapper[Any], relation: str) -> set[str]:
     return {relation} | (local - keys)
 
 
-def dependants_of(target: Target) -> Iterator[Dependant]:
-    """Yield what has to be watched elsewhere for the vectors of a target."""
-    for column in target.columns:
+def dependants_of(target: Target, all_made: Iterable[Made] | None = None) -> Iterator[Dependant]:
+    """Yield what has to be watched elsewhere for a target's rows.
+
+    Args:
+        target: the rows.
+        all_made: what is made of them; by default the texts of the target's columns.
+    """
+    for made in target.columns if all_made is None else all_made:
         for prefix in dict.fromkeys(
-            relations[:depth] for relations, _ in _chains(column) for depth in range(1, len(relations) + 1)
+            relations[:depth] for relations, _ in _chains(made) for depth in range(1, len(relations) + 1)
         ):
-            yield _dependant(target, column, prefix)
+            yield _dependant(target, made, prefix)
 
 
-def _dependant(target: Target, column: EmbeddedColumn, prefix: tuple[str, ...]) -> Dependant:
+def _dependant(target: Target, made: Made, prefix: tuple[str, ...]) -> Dependant:
     owner, names = target.mapper, set[str]()
     for relation in prefix:
         parent, prop = owner, owner.relationships[relation]
         owner = prop.mapper
-    for relations, name in _chains(column):
+    for relations, name in _chains(made):
         if relations == prefix:
             names |= {name} if name is not None else {p.key for p in owner.column_attrs}
         elif relations[: len(prefix)] == prefix:
@@ -142,8 +163,8 @@ def _dependant(target: Target, column: EmbeddedColumn, prefix: tuple[str, ...]) 
     reverse = {r.key for r in prop._reverse_property if r.parent.isa(owner) or owner.isa(r.parent)}
     is_one_way = prop.direction is RelationshipDirection.ONETOMANY and not reverse
     links |= reverse
-    names = _with_made(owner, names | links)
-    return Dependant(target, column, prefix, owner, frozenset(names), frozenset(links), parent, is_one_way)
+    names = _with_made(made, owner, names | links)
+    return Dependant(target, made, prefix, owner, frozenset(names), frozenset(links), parent, is_one_way)
 
 
 def lock_related(connection: Connection, target: Target, column: EmbeddedColumn, keys: Sequence[Key]) -> set[Key]:
@@ -155,7 +176,7 @@ def lock_related(connection: Connection, target: Target, column: EmbeddedColumn,
     """
     free = set(keys)
     for dependant in dependants_of(target):
-        if dependant.column is not column:
+        if dependant.made is not column:
             continue
         stmt, alias = dependant.path()
         stmt = stmt.where(keys_in(connection, target.key_attributes, keys))

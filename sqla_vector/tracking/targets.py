@@ -17,10 +17,11 @@ from sqla_vector.embedding import EmbeddedColumn, Embedder, Model, embedded_colu
 from sqla_vector.embedding.declaration import embedded_mappers
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import InvalidDeclaration, InvalidOption
+from sqla_vector.tracking.outbox import CHANNEL
 from sqla_vector.tracking.versions import Connect, Versions
 from sqla_vector.types import VectorType
 
-__all__ = ["Embedders", "GivenEmbedders", "Key", "Models", "Target", "target_of", "targets_of"]
+__all__ = ["Embedders", "GivenEmbedders", "Key", "Models", "Target", "has_row_of", "target_of", "targets_of"]
 
 GivenEmbedders = Mapping[str, Embedder | Model | Versions]
 """The embedders of a program by the names that models call them."""
@@ -48,6 +49,10 @@ class Target:
     """The topmost class that has them."""
     table: Table
     columns: tuple[EmbeddedColumn, ...]
+    channel: str = CHANNEL
+    """Whose entries name the rows."""
+    outbox: Table | None = None
+    """Where they are, if not in the one that ``track()`` was given."""
 
     @property
     def entity(self) -> str:
@@ -79,12 +84,17 @@ class Target:
         return Table(self.table.name, MetaData(), *copies, schema=self.table.schema)
 
     @cached_property
-    def _decoders(self) -> tuple[Callable[[Any], Any], ...]:
+    def decoders(self) -> tuple[Callable[[Any], Any], ...]:
+        """What makes the key's values of those in a row key.
+
+        Raises:
+            InvalidDeclaration: the key is of a type that cannot be written into an outbox.
+        """
         return tuple(_decoder(column) for column in self.key_columns)
 
     @cached_property
     def _has_number(self) -> bool:
-        return self._decoders == (int,)
+        return self.decoders == (int,)
 
     def encode(self, key: Sequence[Any]) -> str:
         """Return a key as the outbox has it."""
@@ -104,7 +114,7 @@ class Target:
         values = json.loads(row_key)
         if not isinstance(values, list) or len(values) != len(self.key_columns):
             raise ValueError(f"{row_key} is no key of {self.entity}")
-        return tuple(decode(value) for decode, value in zip(self._decoders, values, strict=True))
+        return tuple(decode(value) for decode, value in zip(self.decoders, values, strict=True))
 
 
 def _plain(column: Column[Any], value: Any) -> Any:
@@ -150,7 +160,7 @@ def targets_of(models: Models | None = None) -> tuple[Target, ...]:
     targets = tuple(Target(mapper, table, tuple(columns)) for (mapper, table), columns in declared.items())
     tables: dict[str, Table] = {}
     for target in targets:
-        _ = target._decoders
+        _ = target.decoders
         if tables.setdefault(target.entity, target.table) is not target.table:
             raise InvalidDeclaration(
                 f"two models have a table {target.entity}; name those that are meant, such as models=Base"
@@ -179,6 +189,17 @@ def _mappers(models: Models | None) -> set[Mapper[Any]]:
     raise InvalidOption(f"models= is a declarative base, a registry or mapped classes, got {models!r}")
 
 
+def has_row_of(mapper: Mapper[Any], other: Mapper[Any]) -> bool:
+    """Tell whether an object of a class has a row in the table of another: the same, or one that it inherits from.
+
+    With concrete inheritance it has none: ``Mapper.isa()`` is about the classes alone.
+    """
+    at: Mapper[Any] | None = mapper
+    while at is not None and at is not other:
+        at = None if at.concrete else at.inherits
+    return at is not None
+
+
 def target_of(attribute: Any, targets: Sequence[Target]) -> tuple[Target, EmbeddedColumn]:
     """Return the target and the embedded column of an attribute such as ``Article.embedding``.
 
@@ -189,7 +210,7 @@ def target_of(attribute: Any, targets: Sequence[Target]) -> tuple[Target, Embedd
     if isinstance(mapper, Mapper):
         for target in targets:
             for column in target.columns:
-                if column.key == key and mapper.isa(target.mapper):
+                if column.key == key and has_row_of(mapper, target.mapper):
                     return target, column
     raise InvalidOption(
         f"expected an attribute that embedding_column() declares, such as Article.embedding; got {attribute!r}"

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, defer, selectinload
 
 from sqla_vector.embedding import EmbeddedColumn, Model, fingerprint
 from sqla_vector.exc import InvalidText
+from sqla_vector.tracking.mirrors import note_written
 from sqla_vector.tracking.related import has_relations, keys_in
 from sqla_vector.tracking.targets import Key, Target
 
@@ -201,6 +202,7 @@ def write(connection: Connection, target: Target, column: EmbeddedColumn, rows: 
     """Write vectors with their fingerprints, and nothing else: defaults of an UPDATE do not take part."""
     columns = (column.column, column.fingerprint_column)
     _write(connection, target, columns, [(row.key, (row.vector, row.fingerprint)) for row in rows])
+    note_written(connection, target.mapper, (column.key, column.fingerprint_key), [row.key for row in rows])
 
 
 def mark(
@@ -208,6 +210,7 @@ def mark(
 ) -> None:
     """Write the fingerprints of vectors that are there."""
     _write(connection, target, (column.fingerprint_column,), [(key, (wanted,)) for key, wanted in rows])
+    note_written(connection, target.mapper, (column.fingerprint_key,), [key for key, _ in rows])
 
 
 def _write(
