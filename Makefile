@@ -3,6 +3,7 @@
 # The targets make their own environments and remember, by stamp files inside them, what is installed:
 #   .venv         the pinned versions, SQLAlchemy 2.1     (demo installs little, the other targets add to it)
 #   .venv-sa20    the same with SQLAlchemy 2.0            (test-sa20)
+#   .venv-es8     the oldest client of Elasticsearch      (test-elasticsearch8)
 #   .venv-stdlib  a Python whose sqlite3 loads extensions (test-stdlib-sqlite)
 
 PYTHON ?= python3
@@ -19,14 +20,15 @@ override Q := $(value Q)
 export Q
 
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
-SA20 = -c requirements/oldest.txt
-SA21 = -c requirements/newest.txt
+SA20 = -c requirements/oldest.txt -c requirements/elasticsearch9.txt
+SA21 = -c requirements/newest.txt -c requirements/elasticsearch9.txt
+ES8 = -c requirements/newest.txt -c requirements/elasticsearch8.txt
 PYTEST = -m pytest -n $(WORKERS) --maxprocesses 4
 PINS = pyproject.toml $(wildcard requirements/*.txt)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-main test-sa20 test-stdlib-sqlite soak soak-state lint format bench docs wheel pins clean distclean
+.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-state lint format bench docs wheel pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -34,7 +36,7 @@ help:  ## list the targets
 demo: .venv/.installed-demo  ## search the standard library's documentation: make demo Q="read a csv file"
 	@.venv/bin/python examples/search_python_docs.py $${Q:+"$$Q"}
 
-test: test-main test-sa20 test-stdlib-sqlite  ## all tests: SQLAlchemy 2.1 with coverage, 2.0, stdlib sqlite3
+test: test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite  ## all tests: newest with coverage, older, stdlib sqlite3
 
 test-main: .venv/.installed-test  ## all tests on SQLAlchemy 2.1, with coverage
 	.venv/bin/python $(PYTEST) --cov --cov-report=term --cov-report=json $(PYTEST_ARGS)
@@ -42,6 +44,9 @@ test-main: .venv/.installed-test  ## all tests on SQLAlchemy 2.1, with coverage
 
 test-sa20: .venv-sa20/.installed-test  ## unit, conformance and migration tests on SQLAlchemy 2.0, oldest Alembic
 	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(PYTEST_ARGS)
+
+test-elasticsearch8: .venv-es8/.installed-test  ## Elasticsearch's tests with client and server of version 8.19
+	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(PYTEST_ARGS)
 
 test-stdlib-sqlite:  ## the SQLite suite on a Python whose own sqlite3 can load extensions
 	@python="$$(tools/find_stdlib_python)"; status=$$?; \
@@ -94,13 +99,16 @@ clean:  ## remove what the targets made, but for the environments
 	find . -name __pycache__ -not -path './.venv*' -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environments too
-	rm -rf .venv .venv-sa20 .venv-stdlib
+	rm -rf .venv .venv-sa20 .venv-es8 .venv-stdlib
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv-sa20/bin/python:
 	$(PYTHON) -m venv .venv-sa20
+
+.venv-es8/bin/python:
+	$(PYTHON) -m venv .venv-es8
 
 .venv-stdlib/bin/python:
 	$(STDLIB_PYTHON) -m venv .venv-stdlib
@@ -119,6 +127,10 @@ distclean: clean  ## remove the environments too
 
 .venv-sa20/.installed-test: $(PINS) | .venv-sa20/bin/python
 	.venv-sa20/bin/python $(PIP_INSTALL) $(SA20) -e '.[all,test]'
+	@touch $@
+
+.venv-es8/.installed-test: $(PINS) | .venv-es8/bin/python
+	.venv-es8/bin/python $(PIP_INSTALL) $(ES8) -e '.[elasticsearch,postgresql,asyncpg,sqlite,aiosqlite,http,cli,test]'
 	@touch $@
 
 .venv-stdlib/.installed-test: $(PINS) | .venv-stdlib/bin/python
