@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -37,7 +37,7 @@ class Finding:
 
 
 def look_at_database(
-    connection: Connection, targets: tuple[Target, ...], outbox: Table | None, metadata: Any
+    connection: Connection, targets: tuple[Target, ...], outbox: Table | None, upgrades: Iterable[Table], metadata: Any
 ) -> list[Finding]:
     """Return what is found in a database.
 
@@ -45,6 +45,7 @@ def look_at_database(
         connection: in a transaction, in which nothing is written.
         targets: the classes with embedded columns.
         outbox: the table, if there is one.
+        upgrades: the tables of changes of model, if there are any.
         metadata: those of the tables, for the triggers that were declared in them.
     """
     found = [_clock(connection)]
@@ -55,6 +56,8 @@ def look_at_database(
         for column in target.columns:
             found += _dimension(connection, column)
     found += _outbox(connection, outbox, targets)
+    for table in upgrades:
+        found += _table(connection, table)
     found += _triggers(connection, metadata)
     return found
 

@@ -16,7 +16,7 @@ from sqla_vector.cli.running import AppOption, JsonOption, TracebackOption, runn
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.exc import VectorError
 from sqla_vector.tracking import Worker
-from sqla_vector.tracking.versions import Versions
+from sqla_vector.tracking.versions import Versions, kept_rows
 
 __all__ = ["register"]
 
@@ -59,11 +59,13 @@ def _database(application: Application) -> list[Finding]:
     tables = [target.table for target in application.targets]
     if application.tracking.outbox is not None:
         tables.append(application.tracking.outbox)
+    versions = [one for one in application.tracking.embedders.given.values() if isinstance(one, Versions)]
+    upgrades = dict.fromkeys(table for one in versions for table in (one.upgrades, kept_rows(one.upgrades)))
     metadata = list({id(table.metadata): table.metadata for table in tables}.values())
     try:
         application.connect()
         return application.call(
-            lambda c: look_at_database(c, application.targets, application.tracking.outbox, metadata)
+            lambda c: look_at_database(c, application.targets, application.tracking.outbox, upgrades, metadata)
         )
     except Failed as failed:
         return [Finding("fail", "database", str(failed))]

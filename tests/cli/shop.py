@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from sqla_vector import Vector
-from sqla_vector.embedding import CallableEmbedder, Fingerprint, embedding_column
-from sqla_vector.tracking import outbox_table, outbox_triggers, track
+from sqla_vector.embedding import CallableEmbedder, Fingerprint, Model, embedding_column
+from sqla_vector.tracking import Versions, outbox_table, outbox_triggers, track, upgrade_table
 
 print("this application talks as it is imported")
 
@@ -30,6 +30,7 @@ class Article(Base):
 
 
 outbox = outbox_table(Base.metadata)
+upgrades = upgrade_table(Base.metadata)
 outbox_triggers(Base, outbox)
 
 
@@ -38,11 +39,25 @@ def embed(texts: list[str]) -> Any:
     if any("poison" in text for text in texts):
         raise ValueError("cannot embed this; my server is https://me:hunter22@models.example/")
     if any("slow" in text for text in texts):
-        sys.stderr.write("embedding begins\n")
-        sys.stderr.flush()
-        while not os.path.exists("go"):  # noqa: PTH110 - as a user might
-            time.sleep(0.01)
+        wait()
     return np.array([[len(text), text.count("a"), text.count("e"), 1.0] for text in texts], dtype=np.float32)
+
+
+def wait() -> None:
+    """Say so, and wait for the file ``go``."""
+    sys.stderr.write("embedding begins\n")
+    sys.stderr.flush()
+    while not os.path.exists("go"):  # noqa: PTH110 - as a user might
+        time.sleep(0.01)
+
+
+def embed_anew(texts: list[str]) -> Any:
+    """Be the next model, which refuses and waits for other texts."""
+    if any("sour" in text for text in texts):
+        raise ValueError("cannot embed this; my server is https://me:hunter22@models.example/")
+    if any("late" in text for text in texts):
+        wait()
+    return 2 * embed(texts)
 
 
 def hang(texts: list[str]) -> Any:
@@ -58,7 +73,12 @@ engine: Any = create_async_engine(url, **options) if is_async else create_engine
 Session: Any = async_sessionmaker(engine) if is_async else sessionmaker(engine)
 untracked: Any = sessionmaker()
 function = hang if os.environ.get("SHOP_HANGS") else embed
-letters = CallableEmbedder(function, "letters", os.environ.get("SHOP_VERSION", "1"), 4)
+letters: Any = CallableEmbedder(function, "letters", os.environ.get("SHOP_VERSION", "1"), 4)
+if "SHOP_NEXT" in os.environ:
+    following = [CallableEmbedder(embed_anew, "letters", one, 4) for one in os.environ["SHOP_NEXT"].split()]
+    letters = Versions(letters, *following, upgrades=upgrades)
+if "SHOP_NAMED" in os.environ:
+    letters = Versions(letters, Model("letters", os.environ["SHOP_NAMED"]), upgrades=upgrades)
 tracking = track(Session, embedders={"letters": letters}, outbox=outbox, models=Base)
 
 

@@ -164,7 +164,7 @@ def test_version_and_help_need_no_application(tmp_path: Path):
     assert run("--version", cwd=tmp_path).stdout == f"sqla-vector {sqla_vector.__version__}\n"
     shown = CliRunner().invoke(program, ["--help"]).stdout
     assert "Exit codes" in shown
-    for command in ("check", "worker", "backfill", "status", "dead", "doctor"):
+    for command in ("check", "worker", "backfill", "model", "status", "dead", "doctor"):
         assert command in shown
         assert CliRunner().invoke(program, [command, "--help"]).exit_code == 0
 
