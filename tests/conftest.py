@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import elasticsearch, postgresql
+from tests.support import elasticsearch, elasticsearch_server, postgresql
 from tests.support.backends import NAMES, AnyEngine, Backend, Kind, kinds, open_backend
 
 # A slow machine is no failure. In CI every run draws the same examples: a red build is about the change.
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-RUN = pytest.StashKey[elasticsearch.Run]()
+RUN = pytest.StashKey[elasticsearch_server.Run]()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -48,7 +48,7 @@ def pytest_configure_node(node: Any) -> None:
     """Tell a process of pytest-xdist what it shares with the others."""
     if os.name == "posix":
         if RUN not in node.config.stash:
-            node.config.stash[RUN] = elasticsearch.Run()
+            node.config.stash[RUN] = elasticsearch_server.Run()
         run = node.config.stash[RUN]
         node.workerinput["elasticsearch_run"] = str(run.directory)
 
@@ -124,18 +124,18 @@ def engine(backend: Backend) -> AnyEngine:
 
 
 @pytest.fixture(scope="session")
-def elasticsearch_server(request: pytest.FixtureRequest) -> Iterator[elasticsearch.Server]:
+def elasticsearch_node(request: pytest.FixtureRequest) -> Iterator[elasticsearch_server.Server]:
     """An Elasticsearch server for all processes of this run; it has a ``url``."""
     if reason := elasticsearch.why_unavailable():
         _unavailable(reason)
     worker = getattr(request.config, "workerinput", {})
     run = worker.get("elasticsearch_run")
-    with elasticsearch.shared_server(Path(run) if run else None) as server:
+    with elasticsearch_server.shared_server(Path(run) if run else None) as server:
         yield server
 
 
 @pytest.fixture
-def elasticsearch_nodes() -> None:
+def needs_own_node() -> None:
     """For tests that start nodes of their own, to kill them: skip where that cannot be done."""
     if reason := elasticsearch.why_no_node():
         _unavailable(reason)

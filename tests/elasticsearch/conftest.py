@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from elasticsearch import AsyncElasticsearch, Elasticsearch
 
-from tests.support.elasticsearch import Server
+from tests.support.elasticsearch_server import Server
 
 
 @pytest.fixture(scope="session")
-def node(elasticsearch_server: Server) -> Server:
+def node(elasticsearch_node: Server) -> Server:
     """The server that all tests share; nobody may stop it."""
-    return elasticsearch_server
+    return elasticsearch_node
 
 
 @pytest.fixture

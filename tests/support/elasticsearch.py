@@ -1,8 +1,7 @@
-"""Elasticsearch nodes for the tests: one that all processes of a run share, and others to be killed.
+"""Elasticsearch nodes and clusters, for the tests to stop, kill and start again.
 
-The shared node is the one that ``SQLA_VECTOR_TEST_ELASTICSEARCH_URL`` names, or else one that is started on the
-loopback interface from jars (:mod:`tests.support.elasticsearch_home`). It takes about ten seconds and 700 MB, so the
-processes of pytest-xdist share it: the first that needs it starts it, and it ends with the run.
+They are started on the loopback interface from jars (:mod:`tests.support.elasticsearch_home`). The node that most tests
+share is in :mod:`tests.support.elasticsearch_server`.
 
 A node ends when its standard input does. The operating system sees to that when the process that holds the other end
 is killed, so no node outlives a run.
@@ -26,7 +25,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 URL_VARIABLE = "SQLA_VECTOR_TEST_ELASTICSEARCH_URL"
 VERSION_VARIABLE = "SQLA_VECTOR_TEST_ELASTICSEARCH_VERSION"
@@ -48,24 +47,6 @@ SETTINGS = {
 
 START_TIMEOUT = 180.0
 STOP_TIMEOUT = 60.0
-
-
-class Server(Protocol):
-    """Somewhere Elasticsearch answers."""
-
-    @property
-    def url(self) -> str: ...
-
-
-class ExternalServer:
-    """A server that is not ours to stop.
-
-    Args:
-        url: where it answers.
-    """
-
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
 
 
 def default_version() -> str:
@@ -106,6 +87,7 @@ class Node:
         settings: further settings, over the usual ones; without ``discovery.seed_hosts`` it is alone.
 
     Attributes:
+        directory: as above.
         url: where it answers, the same after each start.
         version: of Elasticsearch.
     """
@@ -122,7 +104,7 @@ class Node:
         self.version = version or default_version()
         self.name = name
         self.http_port, self.transport_port = free_ports(2)
-        self._directory = directory
+        self.directory = directory
         self._heap = heap
         self._settings = {"cluster.name": f"sqla-vector-{uuid.uuid4().hex[:8]}", **(settings or {})}
         self._process: subprocess.Popen[bytes] | None = None
@@ -152,12 +134,12 @@ class Node:
 
         home = elasticsearch_home.make_home(self.version)
         for part in ("logs", "tmp"):
-            (self._directory / part).mkdir(parents=True, exist_ok=True)
+            (self.directory / part).mkdir(parents=True, exist_ok=True)
         settings = {
             **SETTINGS,
             "path.home": str(home),
-            "path.data": str(self._directory / "data"),
-            "path.logs": str(self._directory / "logs"),
+            "path.data": str(self.directory / "data"),
+            "path.logs": str(self.directory / "logs"),
             "node.name": self.name,
             "http.port": str(self.http_port),
             "transport.port": str(self.transport_port),
@@ -168,11 +150,11 @@ class Node:
         command = [
             str(elasticsearch_home.java(self.version)),
             f"-Xmx{self._heap}",
-            f"-Djava.io.tmpdir={self._directory / 'tmp'}",
+            f"-Djava.io.tmpdir={self.directory / 'tmp'}",
             # On the class path it does not start.
             *("--module-path", str(home / "server"), "--add-modules", "ALL-MODULE-PATH,jdk.incubator.vector"),
             str(elasticsearch_home.SOURCES / "Launcher.java"),
-            str(self._directory),
+            str(self.directory),
             *(f"{key}={value}" for key, value in settings.items()),
         ]
         with self._log.open("ab") as log:
@@ -226,13 +208,19 @@ class Node:
         process.wait()
         _close(process)
 
+    def leave(self) -> None:
+        """Let it run without this object, which would complain of that at the end of this process."""
+        assert self._process is not None, "it does not run"
+        self._process.returncode = 0
+        self._process = None
+
     def remove_data(self) -> None:
         """Remove its data and logs, once it has ended."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
 
     @property
     def _log(self) -> Path:
-        return self._directory / "logs" / "output.log"
+        return self.directory / "logs" / "output.log"
 
     def _end_of_log(self) -> str:
         return self._log.read_text(errors="replace")[-3000:]
@@ -285,9 +273,9 @@ def own_node(**options: Any) -> Iterator[Node]:
     Args:
         **options: for :class:`Node`.
     """
-    node = Node(_new_directory(), **options)
+    node = Node(new_directory(), **options)
     try:
-        _start(node)
+        start_somewhere(node)
         yield node
     finally:
         node.stop()
@@ -298,7 +286,7 @@ def own_node(**options: Any) -> Iterator[Node]:
 def cluster(count: int = 3, *, version: str | None = None, heap: str = "700m") -> Iterator[Cluster]:
     """Start ``count`` nodes as one cluster, and end them with this block or this process."""
     names = [f"node-{number}" for number in range(1, count + 1)]
-    nodes = [Node(_new_directory(), version=version, name=name, heap=heap) for name in names]
+    nodes = [Node(new_directory(), version=version, name=name, heap=heap) for name in names]
     for node in nodes:
         node._settings.update(
             {
@@ -321,11 +309,11 @@ def cluster(count: int = 3, *, version: str | None = None, heap: str = "700m") -
             node.remove_data()
 
 
-def _new_directory() -> Path:
+def new_directory() -> Path:
     return Path(tempfile.mkdtemp(prefix="sqla-vector-es-"))
 
 
-def _start(node: Node, stdin: int = subprocess.PIPE) -> None:
+def start_somewhere(node: Node, stdin: int = subprocess.PIPE) -> None:
     """Start a node, on other ports should somebody have taken those."""
     try:
         node.start(stdin=stdin)
@@ -334,78 +322,6 @@ def _start(node: Node, stdin: int = subprocess.PIPE) -> None:
             raise
         node.http_port, node.transport_port = free_ports(2)
         node.start(stdin=stdin)
-
-
-class Run:
-    """What the processes of one run of pytest-xdist share: made by the controller, which holds the node's input.
-
-    Attributes:
-        directory: to be handed to :func:`shared_server` in each of the processes.
-    """
-
-    def __init__(self) -> None:
-        self.directory = _new_directory()
-        os.mkfifo(self.directory / "input")
-        # Open for reading too, or this would wait for the node.
-        self._input = os.open(self.directory / "input", os.O_RDWR)
-
-    def close(self) -> None:
-        """End the node, if there is one, which removes the directory."""
-        state = self.directory / "node.json"
-        pid = json.loads(state.read_text())["pid"] if state.exists() else None
-        os.close(self._input)
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while pid and self.directory.exists() and _exists(pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@contextmanager
-def shared_server(run: Path | None) -> Iterator[Server]:
-    """Connect to the external server, or to the run's node, which is started where it is not there yet.
-
-    Args:
-        run: the directory of the controller's :class:`Run`; None when there is one process only.
-
-    Raises:
-        RuntimeError: there is neither; the message says how to get one.
-    """
-    if reason := why_unavailable():
-        raise RuntimeError(reason)
-    if external := os.environ.get(URL_VARIABLE):
-        yield ExternalServer(external)
-    elif run is None:
-        with own_node() as node:
-            yield node
-    else:
-        yield _server_of_run(run)
-
-
-def _server_of_run(run: Path) -> Server:
-    from tests.support.elasticsearch_home import file_lock
-
-    state = run / "node.json"
-    with file_lock(run / "lock"):
-        if not state.exists():
-            node = Node(run)
-            stdin = os.open(run / "input", os.O_RDONLY)
-            try:
-                _start(node, stdin)
-            finally:
-                os.close(stdin)
-            # It stays when this process ends, and with it the object that would complain of that.
-            assert node._process is not None
-            node._process.returncode = 0
-            state.write_text(json.dumps({"url": node.url, "pid": node.pid}))
-    return ExternalServer(json.loads(state.read_text())["url"])
 
 
 def free_ports(count: int) -> list[int]:
