@@ -15,8 +15,13 @@ __all__ = [
     "EmbedderError",
     "EmbedderUnavailable",
     "ExtensionMissing",
+    "IndexDrift",
+    "IndexExists",
+    "IndexMissing",
     "IndexNotUsable",
     "InvalidDeclaration",
+    "InvalidDocument",
+    "InvalidFilter",
     "InvalidIdentifier",
     "InvalidOption",
     "InvalidStatement",
@@ -26,6 +31,8 @@ __all__ = [
     "NonFiniteVector",
     "PackageMissing",
     "PluginMissing",
+    "SearchError",
+    "SearchUnavailable",
     "UnsupportedMetric",
     "VectorError",
 ]
@@ -110,3 +117,31 @@ class EmbedderUnavailable(EmbedderError):
 
 class BulkLoadError(VectorError, ValueError):
     """A row that :func:`sqla_vector.bulk.load` cannot load: unknown, missing or surplus columns."""
+
+
+class InvalidDocument(VectorError, ValueError):
+    """A row that cannot be a document: a value that JSON or its field does not take, or a key that is too long."""
+
+
+class IndexMissing(VectorError):
+    """An Elasticsearch index that is declared and not there; a write never creates it."""
+
+
+class IndexExists(VectorError):
+    """An Elasticsearch index that was to be created and is there already."""
+
+
+class IndexDrift(VectorError):
+    """An Elasticsearch index whose mapping or settings are not those that are declared."""
+
+
+class InvalidFilter(VectorError, ValueError):
+    """A filter that cannot be translated for Elasticsearch, or a value of another type than its field."""
+
+
+class SearchError(VectorError):
+    """Elasticsearch refused a request or failed at it; the message has no address, no header and no key."""
+
+
+class SearchUnavailable(SearchError):
+    """Elasticsearch cannot be reached, is overloaded or did not answer in time; the same request may succeed later."""

@@ -1,0 +1,119 @@
+"""Physical indexes: made with what is declared, found by their alias, and compared with it."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sqla_vector.elasticsearch.mapping import mapping_differences, setting_differences
+from sqla_vector.elasticsearch.names import check_suffix
+from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS
+from sqla_vector.exc import IndexExists, IndexMissing
+
+if TYPE_CHECKING:
+    from elasticsearch import Elasticsearch
+
+    from sqla_vector.elasticsearch.index import SearchIndex
+
+__all__ = ["create", "mapping_drift", "new_suffix", "physical_indexes", "settings_drift"]
+
+
+def new_suffix() -> str:
+    """Return a suffix that no other index has: the time in UTC, and some letters."""
+    return f"{datetime.datetime.now(datetime.UTC):%Y%m%d%H%M%S}-{secrets.token_hex(2)}".replace("-", "_")
+
+
+def physical_indexes(client: Elasticsearch, alias: str) -> list[str]:
+    """Return the indexes that an alias stands for, none if there is no alias."""
+    from elasticsearch import NotFoundError
+
+    try:
+        return sorted(client.indices.get_alias(name=alias))
+    except NotFoundError:
+        return []
+
+
+def create(
+    client: Elasticsearch,
+    index: SearchIndex,
+    suffix: str | None = None,
+    *,
+    alias: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> str:
+    """Create a physical index together with its alias, in one step, and return its name.
+
+    Args:
+        client: with the right to create it.
+        index: what is declared.
+        suffix: ends the name; by default the time.
+        alias: in place of the index's name, for one that is filled before it gets that.
+        settings: in place of declared ones, by their full names, while it is filled.
+        meta: further entries of the mapping's ``_meta``.
+
+    Raises:
+        IndexExists: there is an index behind the alias, or one of that very name.
+    """
+    from elasticsearch import BadRequestError
+
+    alias = alias or index.name
+    physical = f"{index.name}-{check_suffix(suffix or new_suffix())}"
+    if there := physical_indexes(client, alias):
+        raise IndexExists(f"{alias} is there already: {', '.join(there)}; rebuild it to have another one in its place")
+    if client.indices.exists(index=alias):
+        raise IndexExists(f"{alias} is an index, and the name is needed for an alias; delete it, or choose another")
+    mapping = index.mapping()
+    mapping["_meta"] = {**mapping["_meta"], **(meta or {})}
+    wanted = {**index.settings(), **(settings or {})}
+    for _ in range(2):
+        try:
+            client.indices.create(
+                index=physical, mappings=mapping, settings=wanted, aliases={alias: {"is_write_index": True}}
+            )
+        except BadRequestError as error:
+            reason = str(error)
+            if EXCLUDE_VECTORS in reason and wanted.get(EXCLUDE_VECTORS) is False:
+                # A server before 9.2: it does not know the setting, and leaves no vectors out.
+                del wanted[EXCLUDE_VECTORS]
+                continue
+            if "resource_already_exists" in reason or "more than one write index" in reason:
+                raise IndexExists(f"{alias} was created by somebody else just now; nothing is to be done") from None
+            raise
+        return physical
+    raise AssertionError("unreachable")
+
+
+def mapping_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
+    """Say how the mappings of the indexes behind a name differ from the declared one, nothing if they do not.
+
+    Raises:
+        IndexMissing: there is none.
+    """
+    found = []
+    for physical in _there(client, index):
+        existing = client.indices.get_mapping(index=physical)[physical]["mappings"]
+        found += [f"{physical}: {words}" for words in mapping_differences(index.mapping(), existing)]
+    return found
+
+
+def settings_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
+    """Say how the settings of the indexes behind a name differ from the declared ones, nothing if they do not.
+
+    Raises:
+        IndexMissing: there is none.
+    """
+    found = []
+    for physical in _there(client, index):
+        existing = client.indices.get_settings(index=physical, flat_settings=True)[physical]["settings"]
+        found += [f"{physical}: {words}" for words in setting_differences(index.settings(), existing)]
+    return found
+
+
+def _there(client: Elasticsearch, index: SearchIndex) -> list[str]:
+    found = physical_indexes(client, index.name)
+    if not found:
+        raise IndexMissing(f"there is no index {index.name}; create it by SearchIndex.create(client), and fill it")
+    return found
