@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
-import socket
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, Table
@@ -21,6 +18,7 @@ from sqla_vector.embedding import Embedder
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, VectorError
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.calls import Calls, Made
+from sqla_vector.tracking.consumer import Consumer
 from sqla_vector.tracking.jobs import Batch, Failure, Job, finish, take
 from sqla_vector.tracking.limits import Limits, RateLimit
 from sqla_vector.tracking.observe import (
@@ -28,25 +26,17 @@ from sqla_vector.tracking.observe import (
     OnEvent,
     Outage,
     Outcome,
-    QueueSeen,
     RowFailed,
-    Watch,
-    WorkerStarted,
-    WorkerStopped,
 )
-from sqla_vector.tracking.outbox import CHANNEL, check_outbox, is_pending, postpone
-from sqla_vector.tracking.patience import Backoff, check_seconds, is_of_values, is_passing, said, stopped_by_signals
+from sqla_vector.tracking.outbox import CHANNEL, is_pending
+from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
 from sqla_vector.tracking.session import tracking_of
-from sqla_vector.tracking.status import status
-from sqla_vector.tracking.steps import AsyncDriver, Driver, Pause, Steps, Transaction, is_asynchronous
+from sqla_vector.tracking.steps import Steps, Transaction
 from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Models, Target, targets_of
 
 __all__ = ["Outcome", "Worker"]
 
 logger = logging.getLogger("sqla_vector.tracking")
-
-_LOOK_EVERY: Final = 15.0
-"""Seconds between two looks at what waits: entries have to be counted for it."""
 
 
 @dataclass
@@ -58,7 +48,7 @@ class _Outage:
     """When it is tried again, by this process's clock."""
 
 
-class Worker:
+class Worker(Consumer[Batch]):
     """Works off an outbox: ``run()`` until it is stopped, ``run_once()`` a batch.
 
     Any number of workers share the work.  Entries are taken for the time of a lease, by the database's clock; texts
@@ -108,7 +98,6 @@ class Worker:
         limits_table: Table | None = None,
         on_event: OnEvent | None = None,
     ) -> None:
-        self.is_async = is_asynchronous(sessions)
         tracking = tracking_of(sessions)
         if embedders is None and tracking is None:
             raise InvalidOption("the worker has no embedders; give embedders=, or track() the sessions before")
@@ -116,140 +105,40 @@ class Worker:
         known = outbox if outbox is not None else None if tracking is None else tracking.outbox
         if known is None:
             raise InvalidOption("the worker has no outbox; give outbox=, the table of outbox_table(Base.metadata)")
-        self._outbox = check_outbox(known)
-        self._targets = targets_of(models) if models is not None or tracking is None else tracking.targets
-        self._targets = _served(self._targets, self._embedders)
+        targets = targets_of(models) if models is not None or tracking is None else tracking.targets
+        self._targets = _served(targets, self._embedders)
+        super().__init__(
+            sessions,
+            known,
+            [target.mapper for target in self._targets],
+            lease=lease,
+            backoff=backoff,
+            max_backoff=max_backoff,
+            poll=poll,
+            name=name,
+            on_event=on_event,
+        )
         self._batch_size = check_whole_number(batch_size, "batch_size", 1, 10_000)
-        self._lease = check_seconds(lease, "lease", 0.001)
         self._timeout = None if timeout is None else check_seconds(timeout, "timeout", 0.001)
         if self._timeout is not None and self._timeout >= self._lease:
             raise InvalidOption(
                 f"lease ({lease:g} s) must be longer than timeout ({timeout:g} s): others would take up what this "
                 "worker is still embedding"
             )
-        self._backoff = Backoff(check_seconds(backoff, "backoff", 0.0), check_seconds(max_backoff, "max_backoff", 0.0))
         self._attempts = check_whole_number(attempts, "attempts", 1, 1000)
-        self._poll = check_seconds(poll, "poll", 0.001)
-        self.name = f"{socket.gethostname()[:24]}:{os.getpid()}" if name is None else _name(name)
-        self._watch = Watch(on_event, is_async=self.is_async)
         known_limits = Limits(limits, limits_table, list(self._embedders.given))
         self._calls = Calls(known_limits, self._timeout, self._watch, "worker")
-        self._next_look = 0.0
-        self._stopping = False
         self._outages: dict[str, _Outage] = {}
-        driver: type[Any] = AsyncDriver if self.is_async else Driver
-        self._driver: Any = driver(sessions, self._outbox, [target.mapper for target in self._targets])
 
-    def run_once(self) -> Outcome:
-        """Work off one batch; nothing to do is an outcome of zeros.
-
-        Raises:
-            InvalidOption: the sessions are asynchronous; await :meth:`arun_once`.
-        """
-        outcome: Outcome = self._synchronous("arun_once").run(self._once())
-        return outcome
-
-    async def arun_once(self) -> Outcome:
-        """Do the same as :meth:`run_once`, with asynchronous sessions."""
-        outcome: Outcome = await self._asynchronous("run_once").run(self._once())
-        return outcome
-
-    def run(self, *, until_empty: bool = False, signals: bool = False) -> Outcome:
-        """Work until :meth:`stop` is called.
-
-        Args:
-            until_empty: stop as soon as no entry is pending; retries and the leases of others are waited for.
-            signals: stop gracefully at SIGTERM or SIGINT, at once at the second one; in the main thread only.
-
-        Returns:
-            What became of all rows.
-        """
-        driver = self._synchronous("arun")
-        with stopped_by_signals(self._stop_at_signal) if signals else nullcontext():
-            outcome: Outcome = driver.run(self._loop(until_empty))
-        return outcome
-
-    async def arun(self, *, until_empty: bool = False, signals: bool = False) -> Outcome:
-        """Do the same as :meth:`run`, with asynchronous sessions."""
-        driver = self._asynchronous("run")
-        with stopped_by_signals(self._stop_at_signal) if signals else nullcontext():
-            outcome: Outcome = await driver.run(self._loop(until_empty))
-        return outcome
-
-    def stop(self) -> None:
-        """Have :meth:`run` return when the batch in hand is finished; may be called from other threads."""
-        self._stopping = True
-        self._driver.stop()
-
-    def _synchronous(self, other: str) -> Any:
-        if self.is_async:
-            raise InvalidOption(f"the sessions of this worker are asynchronous: await worker.{other}()")
-        return self._driver
-
-    def _asynchronous(self, other: str) -> Any:
-        if not self.is_async:
-            raise InvalidOption(f"the sessions of this worker are not asynchronous: call worker.{other}()")
-        return self._driver
-
-    def _stop_at_signal(self) -> None:
-        logger.info("%s stops when its batch is finished", self.name)
-        self.stop()
+    @property
+    def channel(self) -> str:
+        """The channel of entries whose rows have vectors to be made."""
+        return CHANNEL
 
     # The algorithm.
 
-    def _loop(self, until_empty: bool) -> Steps[Outcome]:
-        total, failures = Outcome(), 0
-        batch: Batch | None = None
-        yield from self._watch.tell(WorkerStarted(self.name))
-        while not self._stopping:
-            try:
-                yield from self._look()
-                if batch is None:
-                    batch = yield from self._take()
-                if batch is None:
-                    if until_empty and not (yield Transaction(self._is_pending, to_write=False)):
-                        break
-                    yield Pause(min(self._poll, 0.05) if until_empty else self._poll)
-                    continue
-                in_hand, batch = batch, None
-                outcome, batch = yield from self._work_off(in_hand, go_on=True)
-                failures = 0
-                total += outcome
-                if outcome.late == outcome.entries:
-                    yield Pause(min(self._poll, 0.1))
-            except DBAPIError as error:
-                if not is_passing(error):
-                    raise
-                failures += 1
-                yield from self._pause(failures, error)
-        if batch is not None:
-            yield from self._give_back(batch)
-        yield from self._watch.tell(WorkerStopped(self.name, total))
-        return total
-
-    def _pause(self, failures: int, error: DBAPIError) -> Steps[None]:
-        pause = self._backoff.after(failures)
-        yield from self._watch.tell(Outage("database", "", said(error), pause))
-        yield Pause(pause)
-
-    def _look(self) -> Steps[None]:
-        """Tell what waits in the outbox, now and then."""
-        now = time.monotonic()
-        if self._watch.sees_queue and now >= self._next_look:
-            self._next_look = now + _LOOK_EVERY
-            total = (yield Transaction(lambda connection: status(connection, self._outbox), to_write=False)).total
-            yield from self._watch.tell(QueueSeen(total.pending, total.dead, total.oldest or 0.0))
-
     def _is_pending(self, connection: Connection) -> bool:
         return is_pending(connection, self._outbox, CHANNEL, {target.entity for target in self._targets})
-
-    def _once(self) -> Steps[Outcome]:
-        yield from self._look()
-        batch = yield from self._take()
-        if batch is None:
-            return Outcome()
-        outcome, _ = yield from self._work_off(batch, go_on=False)
-        return outcome
 
     def _take(self) -> Steps[Batch | None]:
         batch: Batch | None
@@ -276,14 +165,9 @@ class Worker:
         batch.began, batch.claimed = began, time.time_ns()
         return batch if len(batch) else None
 
-    def _give_back(self, batch: Batch) -> Steps[None]:
-        """Let others have at once what was taken and not begun."""
+    def _held(self, batch: Batch) -> tuple[str, list[int]]:
         ids = [id_ for row in batch.rows.values() for id_ in row.ids] + [entry.id for entry, _ in batch.broken]
-        try:
-            yield Transaction(lambda connection: postpone(connection, self._outbox, batch.token, ids))
-        except DBAPIError as error:
-            # They come back when the lease ends.
-            logger.warning("%d entries could not be given back: %s", len(ids), said(error))
+        return batch.token, ids
 
     def _work_off(self, batch: Batch, *, go_on: bool) -> Steps[tuple[Outcome, Batch | None]]:
         """Embed a batch and settle it, and take the next one in the same transaction."""
@@ -392,19 +276,6 @@ class Worker:
             counts = {name: counts.get(name, 0) + number for name, number in found.items()}
         return counts, None
 
-    def _insist(self, step: Transaction, *, go_on: bool) -> Steps[Any]:
-        """Do a step again while the database cannot be used: vectors that were paid for are not thrown away."""
-        until, failures = time.monotonic() + self._lease, 0
-        while True:
-            try:
-                return (yield step)
-            except DBAPIError as error:
-                # A step whose commit got no answer may be done already; then there is nothing left for it to do.
-                if not go_on or self._stopping or not is_passing(error) or time.monotonic() > until:
-                    raise
-                failures += 1
-                yield from self._pause(failures, error)
-
     def _tell_failed(self, batch: Batch) -> Steps[None]:
         for entry, failure, is_dead in batch.failed:
             name, attempts = (self.name, entry.entity, entry.row_key), entry.attempts + 1
@@ -416,9 +287,3 @@ def _served(targets: tuple[Target, ...], embedders: Embedders) -> tuple[Target, 
         for column in target.columns:
             embedders.check(column, to_embed=True)
     return targets
-
-
-def _name(value: object) -> str:
-    if not isinstance(value, str) or not value.isprintable() or not 1 <= len(value) <= 40:
-        raise InvalidOption(f"a worker's name has 1 to 40 printable characters, got {value!r}")
-    return value
