@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from sqla_vector.elasticsearch.mapping import mapping_differences, setting_differences
 from sqla_vector.elasticsearch.names import check_suffix
 from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS
-from sqla_vector.exc import IndexExists, IndexMissing
+from sqla_vector.exc import IndexDrift, IndexExists, IndexMissing
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
     from sqla_vector.elasticsearch.index import SearchIndex
 
-__all__ = ["create", "mapping_drift", "new_suffix", "physical_indexes", "settings_drift"]
+__all__ = ["check_current", "create", "mapping_drift", "new_suffix", "physical_indexes", "settings_drift"]
 
 
 def new_suffix() -> str:
@@ -57,7 +57,7 @@ def create(
     Raises:
         IndexExists: there is an index behind the alias, or one of that very name.
     """
-    from elasticsearch import BadRequestError
+    from elasticsearch import ApiError
 
     alias = alias or index.name
     physical = f"{index.name}-{check_suffix(suffix or new_suffix())}"
@@ -73,7 +73,7 @@ def create(
             client.indices.create(
                 index=physical, mappings=mapping, settings=wanted, aliases={alias: {"is_write_index": True}}
             )
-        except BadRequestError as error:
+        except ApiError as error:
             reason = str(error)
             if EXCLUDE_VECTORS in reason and wanted.get(EXCLUDE_VECTORS) is False:
                 # A server before 9.2: it does not know the setting, and leaves no vectors out.
@@ -110,6 +110,17 @@ def settings_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
         existing = client.indices.get_settings(index=physical, flat_settings=True)[physical]["settings"]
         found += [f"{physical}: {words}" for words in setting_differences(index.settings(), existing)]
     return found
+
+
+def check_current(client: Elasticsearch, index: SearchIndex) -> None:
+    """See to it that the index is there and has the declared mapping.
+
+    Raises:
+        IndexMissing: it is not there.
+        IndexDrift: its mapping is another.
+    """
+    if differences := mapping_drift(client, index):
+        raise IndexDrift(f"{index.name} is not what is declared: {'; '.join(differences)}; rebuild it")
 
 
 def _there(client: Elasticsearch, index: SearchIndex) -> list[str]:

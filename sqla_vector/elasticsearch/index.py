@@ -15,8 +15,8 @@ from sqla_vector.elasticsearch.documents import Document, document_id, hash_of, 
 from sqla_vector.elasticsearch.fields import Field, Nested, declared_fields
 from sqla_vector.elasticsearch.mapping import definition_of, mapping_of_index
 from sqla_vector.elasticsearch.names import channel_of, check_index_name
-from sqla_vector.elasticsearch.settings import GC_DELETES, advised_shards, checked_settings, seconds_of
-from sqla_vector.elasticsearch.sizing import DEFAULT_M, bytes_per_vector
+from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS, GC_DELETES, advised_shards, checked_settings, seconds_of
+from sqla_vector.elasticsearch.sizing import DEFAULT_M, bytes_in_source, bytes_per_vector
 from sqla_vector.elasticsearch.specs import DenseVectorSpec, FieldSpec, leaves, resolve, resolved
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.mirrors import Mirror, declare_mirror
@@ -161,10 +161,11 @@ class SearchIndex:
         if isinstance(size, float):
             return advised_shards(size)
         each = float(_OTHER_BYTES)
+        excluded = checked_settings(self._given_settings)[EXCLUDE_VECTORS] not in (False, "false")
         for spec in self.vectors.values():
             bits = spec.element_type == "bit"
             on_disk, _ = bytes_per_vector(spec.dim, spec.index, DEFAULT_M, bits=bits)
-            each += on_disk
+            each += on_disk if excluded else on_disk + bytes_in_source(spec.dim, bits=bits)
         return advised_shards(size * each, size)
 
     def document_id(self, key: Sequence[Any]) -> str:
@@ -213,6 +214,15 @@ class SearchIndex:
             IndexExists: it is there already.
         """
         return creation.create(client, self, suffix)
+
+    def check_current(self, client: Elasticsearch) -> None:
+        """See to it that the index is there and has the declared mapping.
+
+        Raises:
+            IndexMissing: it is not there.
+            IndexDrift: its mapping is another.
+        """
+        creation.check_current(client, self)
 
     def mapping_drift(self, client: Elasticsearch) -> list[str]:
         """Say in words how the mapping of the index differs from the declared one, nothing if it does not.

@@ -365,9 +365,14 @@ def _floats(value: Any, *, type_: VectorType[Any], metric: Metric) -> NDArray[np
         raise InvalidDocument(f"a vector of {type_.dim:,} dimensions is expected, got an array of shape {vector.shape}")
     if not np.isfinite(vector).all():
         raise InvalidDocument("the vector has NaN or infinity")
-    if metric.zero_is_undefined and not np.dot(vector, vector):
-        # The server refuses what has no direction, which no search would find either.
-        return None
+    if metric.zero_is_undefined:
+        with np.errstate(over="ignore", under="ignore"):
+            square = (vector * vector).sum()
+        if not np.isfinite(square):
+            raise InvalidDocument("the vector is so long that its length is no float32, which cosine needs")
+        if not square:
+            # The server refuses what has no direction, which no search would find either.
+            return None
     return vector
 
 
