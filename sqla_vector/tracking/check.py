@@ -315,7 +315,7 @@ def is_current(
     above = [mapper.class_ for mapper in state.mapper.iterate_to_root()]
     targets = tracking.targets if tracking is not None else targets_of(above)
     target, column = target_of(attribute, targets)
-    key = tuple(state.key[1])
+    key = target.key_of(state.mapper, state.key[1])
     connection = session.connection(bind_arguments={"mapper": target.mapper})
     found = read(connection, target, column, [key])
     return key in found and found[key].is_current(known.at(lambda _: connection).model(column))

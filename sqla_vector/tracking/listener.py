@@ -409,12 +409,7 @@ def _key_of(target: Target, state: State) -> Key:
 
 def _key_before(target: Target, state: State) -> Key | None:
     """Return the key that an object's row had before the statement, None if it is new."""
-    if state.key is None:
-        return None
-    mapper = state.mapper
-    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-    by_name = dict(zip(names, state.key[1], strict=True))
-    return tuple(by_name[name] for name in target.key_names)
+    return None if state.key is None else target.key_of(state.mapper, state.key[1])
 
 
 def _identity(state: State) -> Key:

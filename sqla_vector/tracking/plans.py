@@ -210,9 +210,7 @@ class Plans:
         ]
         dependants = tuple(dependant for dependant in known if mapper.isa(dependant.mapper))
         gains = tuple(
-            (dependant.relations[-1], dependant)
-            for dependant in known
-            if dependant.is_one_way and mapper.isa(dependant.parent)
+            (name, dependant) for dependant in known if mapper.isa(dependant.parent) for name in dependant.gains
         )
         own = tuple(mirror for mirror in self._mirrors if has_row_of(mapper, mirror.mapper))
         return Plan(columns, dependants, gains, own) if columns or dependants or gains or own else _NOTHING

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection, Select, select, tuple_
+from sqlalchemy import Column, Connection, Select, select, tuple_
 from sqlalchemy.orm import Mapper, RelationshipProperty, aliased
 from sqlalchemy.orm.interfaces import RelationshipDirection
 from sqlalchemy.sql import visitors
@@ -31,6 +31,13 @@ class Made(Protocol):
         """What it is made of."""
 
 
+_OPPOSITE: Final = {
+    RelationshipDirection.ONETOMANY: RelationshipDirection.MANYTOONE,
+    RelationshipDirection.MANYTOONE: RelationshipDirection.ONETOMANY,
+    RelationshipDirection.MANYTOMANY: RelationshipDirection.MANYTOMANY,
+}
+
+
 @dataclass(frozen=True)
 class Dependant:
     """Rows whose text is made of rows of another class, or of the same one."""
@@ -48,8 +55,8 @@ class Dependant:
     """Those of them that also decide to which row it belongs: their change concerns two dependants."""
     parent: Mapper[Any]
     """The class that has the last of the relationships."""
-    is_one_way: bool
-    """Whether the last relationship is a collection that the other class does not know of."""
+    gains: tuple[str, ...]
+    """Its collections that take rows of the other class without its knowledge."""
 
     def keys_of(self, connection: Connection, others: Sequence[Key]) -> set[Key]:
         """Return the keys of the dependants of rows of the other class, as the database has them now."""
@@ -123,11 +130,29 @@ def _with_made(made: Made, mapper: Mapper[Any], names: set[str]) -> set[str]:
 
 
 def _step_names(mapper: Mapper[Any], relation: str) -> set[str]:
-    """Return a relationship and the attributes of its foreign key."""
+    """Return a relationship, those that are written in its place, and the attributes of their foreign key."""
     prop = mapper.relationships[relation]
     local = {mapper.get_property_by_column(c).key for c in prop.local_columns if c in mapper.columns.values()}
     keys = {mapper.get_property_by_column(c).key for c in mapper.primary_key}
-    return {relation} | (local - keys)
+    return {relation} | {one.key for one in _writing(prop, mapper, prop.direction)} | (local - keys)
+
+
+def _writing(
+    prop: RelationshipProperty[Any], mapper: Mapper[Any], direction: RelationshipDirection
+) -> Iterator[RelationshipProperty[Any]]:
+    """Yield the relationships of a class by which programs change what a relationship reads.
+
+    That one may be for reading alone, or one of several over a foreign key or an association table.
+    """
+    columns = _written(prop)
+    for one in dict.fromkeys(one for below in mapper.self_and_descendants for one in below.relationships):
+        if one.direction is direction and not one.viewonly and columns & _written(one):
+            yield one
+
+
+def _written(prop: RelationshipProperty[Any]) -> set[Any]:
+    """Return the columns by which a relationship links rows."""
+    return {column for _, column in (*prop.synchronize_pairs, *(prop.secondary_synchronize_pairs or ()))}
 
 
 def dependants_of(target: Target, all_made: Iterable[Made] | None = None) -> Iterator[Dependant]:
@@ -158,13 +183,15 @@ def _dependant(target: Target, made: Made, prefix: tuple[str, ...]) -> Dependant
     names |= {p.key for p in owner.column_attrs if order & set(p.columns)}
     # The foreign key of a collection's rows, what a foreign key refers to, and what else is in the condition.
     joined = {*prop.remote_side, *owner.primary_key}
+    if prop.secondaryjoin is not None:
+        joined |= {c for c in visitors.iterate(prop.secondaryjoin) if isinstance(c, Column)}
     links = {p.key for p in owner.column_attrs if joined & set(p.columns)}
-    # Reverse sides of the relationship: whoever assigns there moves the row too.
-    reverse = {r.key for r in prop._reverse_property if r.parent.isa(owner) or owner.isa(r.parent)}
-    is_one_way = prop.direction is RelationshipDirection.ONETOMANY and not reverse
-    links |= reverse
+    # From the other side: whoever assigns there moves the row too.
+    links |= {one.key for one in _writing(prop, owner, _OPPOSITE[prop.direction])}
+    collections = _writing(prop, parent, RelationshipDirection.ONETOMANY)
+    gains = tuple(one.key for one in collections if prop.direction is one.direction and not one._reverse_property)
     names = _with_made(made, owner, names | links)
-    return Dependant(target, made, prefix, owner, frozenset(names), frozenset(links), parent, is_one_way)
+    return Dependant(target, made, prefix, owner, frozenset(names), frozenset(links), parent, gains)
 
 
 def lock_related(connection: Connection, target: Target, column: EmbeddedColumn, keys: Sequence[Key]) -> set[Key]:

@@ -61,8 +61,9 @@ class Target:
 
     @cached_property
     def key_columns(self) -> tuple[Column[Any], ...]:
-        """The primary key's columns."""
-        return tuple(self.table.primary_key.columns)
+        """The primary key's columns; a table that declares none has the one that the mapping gives it."""
+        mapped = (column for column in self.mapper.primary_key if isinstance(column, Column))
+        return tuple(self.table.primary_key.columns) or tuple(c for c in mapped if c.table is self.table)
 
     @cached_property
     def key_names(self) -> tuple[str, ...]:
@@ -73,6 +74,12 @@ class Target:
     def key_attributes(self) -> tuple[Any, ...]:
         """The same as attributes of the class, for queries."""
         return tuple(getattr(self.mapper.class_, name) for name in self.key_names)
+
+    def key_of(self, mapper: Mapper[Any], identity: Sequence[Any]) -> Key:
+        """Return the key of an object's row; its identity may have the columns of another table, in their order."""
+        columns = zip(mapper.primary_key, identity, strict=True)
+        by_name = {mapper.get_property_by_column(column).key: value for column, value in columns}
+        return tuple(by_name[name] for name in self.key_names)
 
     @cached_property
     def lean(self) -> Table:

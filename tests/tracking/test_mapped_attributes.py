@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from sqlalchemy import JSON, Text, select
+from sqlalchemy import JSON, Column, ForeignKeyConstraint, Integer, Table, Text, select, update
 from sqlalchemy.ext.hybrid import hybrid_property
 from sqlalchemy.ext.mutable import MutableDict
 from sqlalchemy.orm import Mapped, Session, column_property, composite, deferred, mapped_column
 
 from sqla_vector.embedding import Fingerprint
+from sqla_vector.tracking import is_current
 from tests.tracking.mapped import SYNC, WHEN, Make, base, edit, mark, settle, title, vector
 from tests.tracking.models import CountingEmbedder
 from tests.tracking.stale import joined
@@ -47,6 +48,59 @@ def test_keys(tracked: Make, when: str, key: Any):
     t.run(lambda s: s.add_all([Article(a=1, b=key, title="a"), Article(a=2, b=key, title="b")]))
     assert settle(t, Article, title) == 2
     edit(t, Article, (key, 2), title="c", a=3)
+    assert settle(t, Article, title) == 2
+
+
+@SYNC
+@WHEN
+def test_a_key_whose_columns_have_another_order_in_the_parents_table(tracked: Make, when: str):
+    Base = base()
+
+    class Item(Base):
+        __tablename__ = "item"
+        a: Mapped[int] = mapped_column(primary_key=True)
+        b: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str | None]
+
+    class Book(Item):
+        __tablename__ = "book"
+        b: Mapped[int] = mapped_column(primary_key=True)
+        a: Mapped[int] = mapped_column(primary_key=True)
+        embedding: Mapped[Any | None] = vector("title", when)
+        embedding_fingerprint: Mapped[str | None] = mark()
+        __table_args__ = (ForeignKeyConstraint(["a", "b"], ["item.a", "item.b"]),)
+
+    t = tracked(Base, CountingEmbedder())
+    t.run(lambda s: s.add_all([Book(a=1, b=2, title="x"), Book(a=2, b=1, title="y")]))
+    edit(t, Book, (1, 2), title="z")
+    assert settle(t, Book, title) == 2
+    item = Item.__table__
+    t.untracked(lambda s: s.execute(update(item).where(item.c.a == 1).values(title="by nobody")))
+    assert not t.run(lambda s: is_current(s, s.get_one(Book, (1, 2)), "embedding"))
+    assert t.run(lambda s: is_current(s, s.get_one(Book, (2, 1)), "embedding"))
+
+
+@SYNC
+@WHEN
+def test_a_table_without_a_key_has_that_of_its_mapping(tracked: Make, when: str):
+    Base = base()
+    embedded = vector("title", when)
+    table = Table(
+        "article",
+        Base.metadata,
+        Column("id", Integer),
+        Column("title", Text),
+        Column("embedding", embedded.column.type, info=embedded.column.info),
+        Column("embedding_fingerprint", Fingerprint()),
+    )
+
+    class Article(Base):
+        __table__ = table
+        __mapper_args__ = {"primary_key": [table.c.id]}
+
+    t = tracked(Base, CountingEmbedder())
+    t.run(lambda s: s.add_all([Article(id=1, title="a"), Article(id=2, title="b")]))
+    edit(t, Article, 1, title="c")
     assert settle(t, Article, title) == 2
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import (
 )
 
 from sqla_vector.embedding import Fingerprint
-from sqla_vector.tracking import acheck, check, outbox_table
+from sqla_vector.tracking import acheck, backfill, check, is_current, outbox_table
 from tests.tracking.conftest import Tracked
 from tests.tracking.mapped import SYNC, SYNC_AND_ASYNC, WHEN, Make, base, edit, mark, settle, title, vector
 from tests.tracking.models import CountingEmbedder
@@ -182,12 +182,22 @@ def test_concrete_inheritance(tracked: Make, when: str):
         __mapper_args__ = {"concrete": True}
 
     t = tracked(Base, CountingEmbedder())
-    t.run(lambda s: s.add_all([Item(id=1, title="i"), Book(id=1, title="b")]))
+    books = [Book(id=1, title="b"), Book(id=9, title="q", blurb="y")]
+    t.run(lambda s: s.add_all([Item(id=1, title="i"), *books]))
     edit(t, Item, 1, title="j")
     edit(t, Book, 1, blurb="x")
+    # A book is an item in Python alone: its row is in a table of its own.
+    assert {(entry.entity, entry.row_key) for entry in t.entries()} <= {
+        ("item", "[1]"),
+        ("book", "[1]"),
+        ("book", "[9]"),
+    }
     assert settle(t, Item, title) == 1
-    assert settle(t, Book, lambda row: joined(row.title, row.blurb)) == 1
-    assert sorted(t.embedder.texts[-2:]) == ["b\n\nx", "j"]
+    assert settle(t, Book, lambda row: joined(row.title, row.blurb)) == 2
+    wanted = ["b\n\nx", "j", "q\n\ny"]
+    assert sorted(t.embedder.texts) == (sorted([*wanted, "b", "i"]) if when == "flush" else wanted)
+    assert t.run(lambda s: is_current(s, s.get_one(Book, 9), Book.embedding))
+    assert (backfill(t.sessions, Book.embedding).rows, backfill(t.sessions, Item.embedding).rows) == (2, 1)
 
 
 @SYNC
