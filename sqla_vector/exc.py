@@ -135,6 +135,10 @@ class IndexDrift(VectorError):
     """An Elasticsearch index whose mapping or settings are not those that are declared."""
 
 
+class DatabaseRestored(VectorError):
+    """An index with later versions than its database has come to: that was put back to an earlier state."""
+
+
 class InvalidFilter(VectorError, ValueError):
     """A filter that cannot be translated for Elasticsearch, or a value of another type than its field."""
 

@@ -11,7 +11,21 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import ARRAY, JSON, Boolean, Date, DateTime, Enum, Integer, LargeBinary, Numeric, String, Time, Uuid
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    Boolean,
+    Date,
+    DateTime,
+    Enum,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    String,
+    Time,
+    Uuid,
+)
 from sqlalchemy import Text as SqlText
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -62,7 +76,7 @@ def mapping_of(type_: TypeEngine[Any]) -> dict[str, Any] | None:
         return {"type": "text"}
     if isinstance(raw, String):
         return {"type": "text", "fields": {"keyword": {"type": "keyword", "ignore_above": IGNORE_ABOVE}}}
-    for kind, field_type in ((Boolean, "boolean"), (Integer, "long"), (Numeric, "double")):
+    for kind, field_type in ((Boolean, "boolean"), (Integer, "long"), (Numeric, "double"), (Float, "double")):
         if isinstance(raw, kind):
             return {"type": field_type}
     if isinstance(raw, (Date, DateTime)):
