@@ -5,6 +5,7 @@ from sqla_vector.elasticsearch.fields import DenseVector, Field, Keyword, Nested
 from sqla_vector.elasticsearch.index import SearchIndex
 from sqla_vector.elasticsearch.sizing import Sizing, sizing
 from sqla_vector.elasticsearch.specs import DenseVectorSpec, FieldSpec, NestedSpec
+from sqla_vector.elasticsearch.sync import Sync
 
 __all__ = [
     "DenseVector",
@@ -17,6 +18,7 @@ __all__ = [
     "NestedSpec",
     "SearchIndex",
     "Sizing",
+    "Sync",
     "Text",
     "sizing",
 ]

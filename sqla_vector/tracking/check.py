@@ -262,7 +262,7 @@ def _check_column(
 
 def _check_entries(outbox: Table, target: Target) -> Steps[Backlog]:
     found = Backlog(target.entity)
-    counts = yield Transaction(lambda c: count_by_state(c, outbox, target.entity), to_write=False)
+    counts = yield Transaction(lambda c: count_by_state(c, outbox, target), to_write=False)
     found.pending, found.dead = counts.get(PENDING, 0), counts.get(DEAD, 0)
     after = 0
     while True:

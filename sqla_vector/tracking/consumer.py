@@ -18,7 +18,7 @@ from sqlalchemy.orm import Mapper
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.observe import OnEvent, Outage, Outcome, QueueSeen, Watch, WorkerStarted, WorkerStopped
 from sqla_vector.tracking.outbox import check_outbox, postpone
-from sqla_vector.tracking.patience import Backoff, check_seconds, is_passing, said, stopped_by_signals
+from sqla_vector.tracking.patience import Backoff, check_seconds, is_of_values, is_passing, said, stopped_by_signals
 from sqla_vector.tracking.status import status
 from sqla_vector.tracking.steps import AsyncDriver, Driver, Pause, Steps, Transaction, is_asynchronous
 
@@ -171,6 +171,18 @@ class Consumer(ABC, Generic[B]):
         outcome, _ = yield from self._work_off(batch, go_on=False)
         return outcome
 
+    def _take(self) -> Steps[B | None]:
+        batch: B | None
+        try:
+            batch = yield Transaction(self._claim)
+        except Exception as error:
+            if not is_of_values(error):
+                raise
+            # One entry at a time, until it is the one that names what cannot be read: that one is broken.
+            logger.warning("%s takes entries one by one, since a row cannot be read", self.name)
+            batch = yield Transaction(lambda connection: self._claim(connection, is_careful=True))
+        return batch
+
     def _pause(self, failures: int, error: DBAPIError) -> Steps[None]:
         pause = self._backoff.after(failures)
         yield from self._watch.tell(Outage("database", "", said(error), pause))
@@ -216,8 +228,13 @@ class Consumer(ABC, Generic[B]):
         """Tell whether anything is left to be done."""
 
     @abstractmethod
-    def _take(self) -> Steps[B | None]:
-        """Claim a batch, None if nothing is due."""
+    def _claim(self, connection: Connection, *, is_careful: bool = False) -> B | None:
+        """Take what is due, in a transaction, and read its rows; None if nothing is due.
+
+        Args:
+            connection: in a transaction that has the right to write.
+            is_careful: take one entry, and if its row cannot be read say so of the entry; else the error is raised.
+        """
 
     @abstractmethod
     def _work_off(self, batch: B, *, go_on: bool) -> Steps[tuple[Outcome, B | None]]:

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, Table, delete, exists, func, select
 
-from sqla_vector.tracking.outbox import CHANNEL, DEAD, put
+from sqla_vector.tracking.outbox import DEAD, put
 from sqla_vector.tracking.related import keys_in
 from sqla_vector.tracking.targets import Key, Target
 
-__all__ = ["count_by_state", "forget_dead", "note", "read_entries", "rows_without"]
+__all__ = ["count_by_state", "existing", "forget_dead", "note", "read_entries", "rows_without"]
 
 _PART = 500
 
@@ -21,7 +21,7 @@ def rows_without(connection: Connection, outbox: Table, target: Target, keys: It
     names = list(by_name)
     c = outbox.c
     for start in range(0, len(names), _PART):
-        named = (c.channel == CHANNEL, c.entity == target.entity, c.row_key.in_(names[start : start + _PART]))
+        named = (c.channel == target.channel, c.entity == target.entity, c.row_key.in_(names[start : start + _PART]))
         for row_key in connection.scalars(select(c.row_key).where(*named)):
             by_name.pop(row_key, None)
     return list(by_name.values())
@@ -30,24 +30,25 @@ def rows_without(connection: Connection, outbox: Table, target: Target, keys: It
 def note(connection: Connection, outbox: Table, target: Target, keys: Iterable[Key]) -> int:
     """Write an entry for each row that has none, and return how many that were."""
     rows = [(target.entity, target.encode(key)) for key in rows_without(connection, outbox, target, keys)]
-    put(connection, outbox, rows)
+    put(connection, outbox, rows, target.channel)
     return len(rows)
 
 
 def forget_dead(connection: Connection, outbox: Table, target: Target, keys: Iterable[Key]) -> None:
     """Delete the dead entries of rows that are current now."""
     c = outbox.c
-    dead = (c.channel == CHANNEL, c.state == DEAD, c.entity == target.entity)
+    dead = (c.channel == target.channel, c.state == DEAD, c.entity == target.entity)
     names = [target.encode(key) for key in keys]
     if names and connection.scalar(select(exists().where(*dead))):
         for start in range(0, len(names), _PART):
             connection.execute(delete(outbox).where(*dead, c.row_key.in_(names[start : start + _PART])))
 
 
-def count_by_state(connection: Connection, outbox: Table, entity: str) -> dict[str, int]:
-    """Return how many entries of a table there are in each state."""
+def count_by_state(connection: Connection, outbox: Table, target: Target) -> dict[str, int]:
+    """Return how many entries of a target's rows there are in each state."""
     c = outbox.c
-    stmt = select(c.state, func.count()).where(c.channel == CHANNEL, c.entity == entity).group_by(c.state)
+    own = (c.channel == target.channel, c.entity == target.entity)
+    stmt = select(c.state, func.count()).where(*own).group_by(c.state)
     return {row[0]: row[1] for row in connection.execute(stmt)}
 
 
@@ -56,7 +57,7 @@ def read_entries(
 ) -> tuple[int, list[tuple[str, bool]]]:
     """Return the next entries of a table: the last one's number, and the row of each and whether that is there."""
     c = outbox.c
-    stmt = select(c.id, c.row_key).where(c.channel == CHANNEL, c.entity == target.entity, c.id > after)
+    stmt = select(c.id, c.row_key).where(c.channel == target.channel, c.entity == target.entity, c.id > after)
     found = connection.execute(stmt.order_by(c.id).limit(limit)).all()
     if not found:
         return after, []
@@ -66,11 +67,12 @@ def read_entries(
             by_name[row_key] = target.decode(row_key)
         except (ValueError, TypeError, RecursionError):
             by_name[row_key] = None
-    there = _existing(connection, target, [key for key in by_name.values() if key is not None])
+    there = existing(connection, target, [key for key in by_name.values() if key is not None])
     return found[-1][0], [(row_key, by_name[row_key] in there) for _, row_key in found]
 
 
-def _existing(connection: Connection, target: Target, keys: Sequence[Key]) -> set[Key | None]:
+def existing(connection: Connection, target: Target, keys: Sequence[Key]) -> set[Key | None]:
+    """Return those of some keys of which there is a row."""
     found: set[Key | None] = set()
     for start in range(0, len(keys), _PART):
         part = keys_in(connection, target.key_attributes, keys[start : start + _PART])

@@ -63,9 +63,9 @@ class Outcome:
         return Outcome(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
-FailureKind = Literal["embedder", "text", "database", "entry"]
+FailureKind = Literal["embedder", "text", "database", "entry", "document"]
 """Whose failure it was: the embedder refused the text, there is none that could be embedded, the database refused
-the vector, or the entry names no row."""
+the vector, the entry names no row, or the row is no document that Elasticsearch takes."""
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,11 @@ class RowFailed:
 
 @dataclass(frozen=True)
 class Outage:
-    """An embedder or the database cannot be reached; no row is to blame, and no attempt is counted."""
+    """An embedder, the database or an index cannot be reached; no row is to blame, and no attempt is counted."""
 
-    of: Literal["embedder", "database"]
+    of: Literal["embedder", "database", "index"]
     name: str
-    """The embedder's, as models have it; empty for the database."""
+    """The embedder's, as models have it, or the index's; empty for the database."""
     reason: str
     pause: float | None
     """Seconds until it is tried again; None at a flush, whose rows are left to a worker."""

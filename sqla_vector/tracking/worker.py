@@ -140,18 +140,6 @@ class Worker(Consumer[Batch]):
     def _is_pending(self, connection: Connection) -> bool:
         return is_pending(connection, self._outbox, CHANNEL, {target.entity for target in self._targets})
 
-    def _take(self) -> Steps[Batch | None]:
-        batch: Batch | None
-        try:
-            batch = yield Transaction(self._claim)
-        except Exception as error:
-            if not is_of_values(error):
-                raise
-            # One entry at a time, until it is the one that names what cannot be read: that one is broken.
-            logger.warning("%s takes entries one by one, since a row cannot be read", self.name)
-            batch = yield Transaction(lambda connection: self._claim(connection, is_careful=True))
-        return batch
-
     def _claim(self, connection: Connection, *, is_careful: bool = False) -> Batch | None:
         targets = self._reachable()
         if not targets:
