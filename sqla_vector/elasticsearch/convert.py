@@ -56,7 +56,8 @@ _OBJECTS: Final = frozenset({"object", "flattened"})
 
 def raw_type(type_: TypeEngine[Any]) -> TypeEngine[Any]:
     """Return a type without those that decorate it."""
-    while isinstance(type_, TypeDecorator):
+    # An Interval is no date, whatever databases without intervals keep it as.
+    while isinstance(type_, TypeDecorator) and not isinstance(type_, Interval):
         type_ = type_.impl_instance
     return type_
 
