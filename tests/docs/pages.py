@@ -24,9 +24,12 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import URL, Engine
-from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.orm import Session, close_all_sessions
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Session, close_all_sessions, scoped_session, sessionmaker
 
+from sqla_vector.tracking import untrack
+
+TRACKED = (Session, AsyncSession, sessionmaker, async_sessionmaker, scoped_session, async_scoped_session)
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SERVER_URL = re.compile(r"(postgresql\+\w+)://user:password@localhost/app")
@@ -100,6 +103,10 @@ def _lines(text: str) -> list[str]:
 
 def _close(namespace: dict[str, Any]) -> None:
     close_all_sessions()
+    for value in namespace.values():
+        # Programs track their sessions for as long as they live; a page's would be found by other tests.
+        if isinstance(value, TRACKED) or (isinstance(value, type) and issubclass(value, Session)):
+            untrack(value)
     for engine in _engines(namespace):
         engine.dispose()
     gc.collect()
