@@ -46,6 +46,8 @@ def read_all(
     Raises:
         IndexMissing: there is no index.
     """
+    # A point in time has what searches see.
+    yield from ask("indices.refresh", index=alias)
     opened = yield from ask("open_point_in_time", index=alias, keep_alive=_KEEP_ALIVE)
     pit, after, number = opened["id"], None, 0
     try:

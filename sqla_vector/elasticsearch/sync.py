@@ -36,7 +36,7 @@ from sqla_vector.tracking.consumer import Consumer
 from sqla_vector.tracking.entries import forget_dead
 from sqla_vector.tracking.jobs import Failure
 from sqla_vector.tracking.observe import BatchFinished, OnEvent, Outage, Outcome, RowFailed
-from sqla_vector.tracking.outbox import Entry, acknowledge, bury, claim, draw, is_pending, postpone
+from sqla_vector.tracking.outbox import Entry, acknowledge, bury, claim, draw, is_held, is_pending, postpone
 from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
 from sqla_vector.tracking.steps import Call, Steps, Transaction
 from sqla_vector.tracking.targets import Key
@@ -71,6 +71,8 @@ class _Batch:
     """Entries that name no row, and why."""
     all_rows: list[Entry] = field(default_factory=list)
     """Entries that name all rows: the table was emptied."""
+    must_wait: bool = False
+    """Whether others still send documents of rows that they read before the table was emptied."""
     swept: bool = False
     began: int = 0
     claimed: int = 0
@@ -215,6 +217,9 @@ class Sync(Consumer[_Batch]):
                 batch.broken.append((entry, f"the entry names no row: {error}"))
             else:
                 batch.rows.setdefault(key, _Row([])).entries.append(entry)
+        if batch.all_rows:
+            newest = max(entry.id for entry in batch.all_rows)
+            batch.must_wait = is_held(connection, self._outbox, token, self.channel, newest)
         try:
             if is_careful:
                 with connection.begin_nested():
@@ -250,7 +255,7 @@ class Sync(Consumer[_Batch]):
             try:
                 yield from self._check()
                 yield from self._send_all(batch)
-                if batch.all_rows:
+                if batch.all_rows and not batch.must_wait:
                     yield from sweep(self._ask, self._index, self._index.name)
                     batch.swept = True
                 self._failures = 0
@@ -422,9 +427,9 @@ class Sync(Consumer[_Batch]):
         return Outcome(
             entries=len(batch.ids),
             written=len(done),
-            late=len(_ids(late)),
+            late=len(_ids(late)) + len(unswept),
             dead=len(batch.failed),
-            postponed=len(_ids(waiting)) + len(unswept),
+            postponed=len(_ids(waiting)),
         )
 
     def _bury(self, connection: Connection, batch: _Batch, entry: Entry, failure: Failure) -> None:

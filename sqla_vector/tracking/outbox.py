@@ -46,6 +46,7 @@ __all__ = [
     "check_outbox",
     "claim",
     "draw",
+    "is_held",
     "is_pending",
     "outbox_table",
     "postpone",
@@ -217,6 +218,13 @@ def is_pending(connection: Connection, outbox: Table, channel: str, entities: Co
     c = outbox.c
     waiting = (c.channel == channel, c.state == PENDING, c.entity.in_(sorted(entities)))
     return bool(connection.scalar(select(exists().where(*waiting))))
+
+
+def is_held(connection: Connection, outbox: Table, token: str, channel: str, before: int) -> bool:
+    """Tell whether other claims hold entries of a channel that are older than one."""
+    c = outbox.c
+    held = (c.channel == channel, c.state == PENDING, c.claimed_by != token, c.available_at > database_now())
+    return bool(connection.scalar(select(exists().where(*held, c.id < before))))
 
 
 def acknowledge(connection: Connection, outbox: Table, token: str, ids: Sequence[int]) -> None:
