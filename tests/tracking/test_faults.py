@@ -210,5 +210,6 @@ def test_two_workers_that_fail_at_one_row_leave_one_reason(tracked: Make) -> Non
 
 def is_waited_for(connection: Connection) -> bool:
     """Tell whether a transaction waits for this one."""
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+    # Not pg_stat_activity, which stays in a transaction as it was at the first look.
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))"
     return bool(connection.scalar(text(waiting)))
