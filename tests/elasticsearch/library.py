@@ -20,6 +20,11 @@ class State(enum.Enum):
     PUBLISHED = "p"
 
 
+def values_of(class_: type[enum.Enum]) -> list[str]:
+    """Return what an Enum stores in place of the names of its members."""
+    return [member.value for member in class_]
+
+
 def library() -> Any:
     """Return a base with Author, Tag, Comment, Article and Page, and an outbox in its metadata as ``Base.outbox``."""
 
@@ -66,7 +71,9 @@ def library() -> Any:
         day: Mapped[datetime.date | None]
         at: Mapped[datetime.time | None] = mapped_column(Time)
         state: Mapped[State | None] = mapped_column(Enum(State))
-        letter: Mapped[State | None] = mapped_column(Enum(State, values_callable=lambda e: [m.value for m in e]))
+        letter: Mapped[State | None] = mapped_column(
+            Enum(State, name="letter", values_callable=lambda e: [m.value for m in e])
+        )
         token: Mapped[uuid.UUID | None]
         extra: Mapped[Any | None] = mapped_column(JSON)
         raw: Mapped[bytes | None] = mapped_column(LargeBinary)
