@@ -14,6 +14,7 @@ from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 
 from sqla_vector.elasticsearch.convert import raw_type
 from sqla_vector.elasticsearch.dsl import MATCH_NONE, Query
+from sqla_vector.elasticsearch.names import META_FIELD
 from sqla_vector.elasticsearch.specs import FieldSpec, NestedSpec
 from sqla_vector.exc import InvalidFilter, InvalidOption
 
@@ -220,11 +221,21 @@ class Columns:
                     self._add(_ref(child, spec.name, spec.is_collection), len(spec.relations) + len(child.relations))
             else:
                 self._add(_ref(spec, None, False), len(spec.relations))
+        self.key_field = self._key_field(index)
 
     def _add(self, ref: FieldRef, steps: int) -> None:
         self._by_name[ref.name] = ref
         for found in ref.spec.attribute.property.columns:
             self._by_column.setdefault(found, []).append((steps, ref))
+
+    def _key_field(self, index: SearchIndex) -> str:
+        """Return the field that sorts documents by key: as the database does where the key is a field by itself."""
+        first, *others = index.target.key_columns
+        for ref in self._by_name.values():
+            is_own = not ref.spec.relations and ref.nested_in is None and not others
+            if is_own and ref.exact_name is not None and first in ref.spec.attribute.property.columns:
+                return ref.exact_name
+        return f"{META_FIELD}.key"
 
     def named(self, name: str) -> FieldRef:
         """Return a field by its name.

@@ -88,7 +88,7 @@ def ordered(lists: Sequence[FoundList], fusion: Fusion) -> list[Found]:
 def hits_of(
     lists: Sequence[FoundList], found: Sequence[Found], rows: Mapping[str, Row] | None, k: int, before: int = 0
 ) -> tuple[list[SearchHit[Any]], list[str]]:
-    """Return the first ``k`` hits, and the ids of the documents among them that have no row.
+    """Return the first ``k`` hits, and the ids of the documents that have no row, or a row without vector.
 
     Args:
         lists: what was found.
@@ -110,8 +110,9 @@ def hits_of(
     only = lists[0].knn if len(lists) == 1 else None
     if only is not None and rows is not None:
         # The database's distances decide, where a score is rounded or of a quantized vector.
-        made = [hit for hit in made if only.is_near(hit.distance)]
-        made.sort(key=lambda hit: (hit.distance is None, hit.distance or 0.0, hit.key))
+        dropped += [ids[hit.key] for hit in made if hit.distance is None]
+        made = [hit for hit in made if hit.distance is not None and only.is_near(hit.distance)]
+        made.sort(key=lambda hit: (hit.distance, hit.key))
     placed = [_at(rank, hit) for rank, hit in enumerate(made[:k], start=before + 1)]
     return placed, list(dict.fromkeys(dropped))
 

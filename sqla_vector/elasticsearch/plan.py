@@ -10,7 +10,6 @@ from sqla_vector.elasticsearch.aggregations import aggregations
 from sqla_vector.elasticsearch.columns import Columns
 from sqla_vector.elasticsearch.dsl import MATCH_ALL, Query
 from sqla_vector.elasticsearch.filters import filter_query
-from sqla_vector.elasticsearch.names import META_FIELD
 from sqla_vector.elasticsearch.query import MARGIN, MAX_HITS, Knn, KnnQuery, Match, TextQuery, knn_query, text_query
 from sqla_vector.exc import InvalidOption
 from sqla_vector.fusion import RRF, Fusion, Weighted
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["PagedOptions", "Plan", "SearchOptions", "make_plan"]
 
 _LEAST_WINDOW: Final = 100
-_KEY: Final = f"{META_FIELD}.key"
 _PLAIN: Final[Mapping[str, Any]] = {"_source": False}
 
 
@@ -30,10 +28,12 @@ _PLAIN: Final[Mapping[str, Any]] = {"_source": False}
 class Plan:
     """What is to be found.
 
-    Without a text and without vectors it is everything that the filter admits, in the order of the keys as texts.
+    Without a text and without vectors it is everything that the filter admits, in the order of the keys.
     """
 
     index: SearchIndex
+    key_field: str
+    """By which documents are sorted in the order of their keys."""
     k: int
     knns: tuple[KnnQuery, ...]
     text: TextQuery | None
@@ -80,12 +80,12 @@ class Plan:
         if self.is_fused:
             body["track_total_hits"] = False
         if self.text is None:
-            return {**body, "query": {"bool": {"filter": [self.filter or MATCH_ALL]}}, "sort": [_KEY]}
+            return {**body, "query": {"bool": {"filter": [self.filter or MATCH_ALL]}}, "sort": [self.key_field]}
         conditions: dict[str, Any] = {"must": [self.text.query]}
         if self.filter is not None:
             conditions["filter"] = [self.filter]
         body["query"] = {"bool": conditions}
-        body["sort"] = [{"_score": "desc"}, {_KEY: "asc"}]
+        body["sort"] = [{"_score": "desc"}, {self.key_field: "asc"}]
         if self.highlight:
             # The texts are somebody's: what they have of HTML must not become part of a page.
             body["highlight"] = {"encoder": "html", "fields": {name: {} for name in self.text.fields}}
@@ -152,6 +152,7 @@ def make_plan(
         window = max(check_whole_number(window, "window", 1, MAX_HITS), k)
     return Plan(
         index=index,
+        key_field=columns.key_field,
         k=k,
         knns=tuple(knn_query(index, one) for one in given),
         text=None if text is None else text_query(index, text),

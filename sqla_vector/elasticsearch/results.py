@@ -76,7 +76,8 @@ class SearchPage(Generic[T]):
     aggregations: Mapping[str, Any]
     """Elasticsearch's answer to each aggregation, by its name."""
     dropped: tuple[str, ...]
-    """The ids of documents that were found and have no row in the database (or none that this session may see)."""
+    """The ids of documents that were found and have no row in the database, or none that this session may see, or in a
+    search for one vector a row that has none any more."""
     total: int | None
     """How many documents match a text or a filter, up to 10,000; None where vectors were searched."""
     next: Cursor | None

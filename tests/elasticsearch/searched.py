@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from elasticsearch import Elasticsearch
-from sqlalchemy import Column, Enum, ForeignKey, Numeric, String, Table, Text, select
+from sqlalchemy import BigInteger, Column, Enum, ForeignKey, Numeric, String, Table, Text, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqla_vector import Vector
@@ -66,7 +66,7 @@ def make_world(name: str) -> SimpleNamespace:
         title: Mapped[str | None] = mapped_column(String(200))
         body: Mapped[str | None] = mapped_column(Text)
         lang: Mapped[str | None] = mapped_column(String(20))
-        number: Mapped[int | None]
+        number: Mapped[int | None] = mapped_column(BigInteger)
         price: Mapped[float | None]
         cost: Mapped[Decimal | None] = mapped_column(Numeric(10, 2))
         active: Mapped[bool | None]
