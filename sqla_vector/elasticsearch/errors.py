@@ -62,7 +62,7 @@ def failure_of(status: int, body: Any, index: str) -> VectorError:
     """
     kind, reason = _cause(body)
     if kind == "index_not_found_exception":
-        return IndexMissing(f"the index {index!r} is not in Elasticsearch; create it before it is written or searched")
+        return IndexMissing(f"there is no index {index}; create it by SearchIndex.create(client), and fill it")
     if status in (401, 403):
         # The reason names the user or the key.
         return SearchError(f"Elasticsearch refused the client's credentials for the index {index!r}: status {status}")

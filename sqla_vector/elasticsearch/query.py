@@ -32,6 +32,7 @@ MARGIN: Final = 10
 """How many rows beyond k an exact search is asked for: scores are float32, and the order of near ones is by chance."""
 
 _SLACK: Final = 1e-5
+_OVERSAMPLES: Final = (("int8", 2.0), ("int4", 3.0), ("bbq", 3.0))
 _FULL_PRECISION: Final = frozenset({"hnsw", "flat"})
 _FIELD: Final = re.compile(r"([^\^]+)(?:\^(\d{1,6}(?:\.\d{1,6})?))?\Z")
 _SHOULD_MATCH: Final = re.compile(r"-?\d{1,3}%?\Z")
@@ -46,6 +47,8 @@ class Knn:
         vector: the query, of shape (dim,).
         num_candidates: how many candidates each shard looks at, up to 10,000; by default ten for each row wanted, and
             at least 100.
+        oversample: how many times ``k`` candidates of a quantized index are scored again with the full vectors, 1 to
+            less than 10, or 0 for none; by default 2, for int4 and bbq 3, or what the field declares.
         exact: look at every vector: by the field itself if it is declared with ``index="flat"``, or else by a flat
             field of the same attribute and metric.
         max_distance: leave out rows farther than this.
@@ -57,6 +60,7 @@ class Knn:
     vector: Any
     _: KW_ONLY
     num_candidates: int | None = None
+    oversample: float | None = None
     exact: bool = False
     max_distance: float | None = None
     min_similarity: float | None = None
@@ -100,6 +104,7 @@ class KnnQuery:
     is_own: bool
     """Whether the vector is one of the row itself, so that the database can say the distance."""
     num_candidates: int | None
+    oversample: float | None
     max_distance: float | None
     weight: float
 
@@ -124,6 +129,8 @@ class KnnQuery:
             "k": k,
             "num_candidates": min(max(wanted, k), MAX_HITS),
         }
+        if self.oversample is not None:
+            knn["rescore_vector"] = {"oversample": self.oversample}
         if filter_ is not None:
             knn["filter"] = filter_
         if (bound := self._bound()) is not None:
@@ -196,6 +203,7 @@ def knn_query(index: SearchIndex, knn: object) -> KnnQuery:
         check_whole_number(knn.num_candidates, "num_candidates", 1, MAX_HITS)
     _check_weight(knn.weight)
     type_: Any = spec.attribute.property.columns[0].type
+    _check_oversample(knn.oversample, spec)
     given = type_.codec.coerce(knn.vector, f"the query for {spec.name}")
     if given is None:
         raise InvalidOption(f"Knn({knn.field!r}) needs a vector, got None")
@@ -203,7 +211,9 @@ def knn_query(index: SearchIndex, knn: object) -> KnnQuery:
     vector = sent.tolist() if isinstance(sent, np.ndarray) else sent
     is_own = spec.name in index.fields and not spec.relations
     bound = _max_distance(knn, spec)
-    return KnnQuery(spec, vector, given, is_own, knn.num_candidates, bound, float(knn.weight))
+    return KnnQuery(
+        spec, vector, given, is_own, knn.num_candidates, _oversample(knn.oversample, spec), bound, float(knn.weight)
+    )
 
 
 def text_query(index: SearchIndex, match: Match | str) -> TextQuery:
@@ -288,6 +298,24 @@ def _exact_field(index: SearchIndex, knn: Knn) -> DenseVectorSpec:
         f"exact=True needs a field that is not a graph: declare {knn.field!r}, or a second field beside it, "
         f'as DenseVector({spec.path!r}, metric={spec.metric!r}, index="flat")'
     )
+
+
+def _check_oversample(oversample: object, spec: DenseVectorSpec) -> None:
+    if oversample is None:
+        return
+    is_number = isinstance(oversample, (int, float)) and not isinstance(oversample, bool)
+    if not is_number or not (oversample == 0 or 1 <= oversample < 10):  # type: ignore[operator]
+        raise InvalidOption(f"oversample= is 0, or from 1 to less than 10; got {oversample!r}")
+    if spec.index in _FULL_PRECISION:
+        raise InvalidOption(f"oversample= is about quantized vectors, and {spec.name!r} has full ones ({spec.index})")
+
+
+def _oversample(oversample: float | None, spec: DenseVectorSpec) -> float | None:
+    """Return what to ask for, None for what the server does by itself."""
+    if oversample is not None or "rescore_vector" in spec.parameters["index_options"]:
+        return oversample
+    # Without, the recall of int8 was 0.91 and that of int4 0.75 where all else was 1 (5,000 x 64, clustered).
+    return next((factor for kind, factor in _OVERSAMPLES if spec.index.startswith(kind)), None)
 
 
 def _max_distance(knn: Knn, spec: DenseVectorSpec) -> float | None:
