@@ -1,24 +1,37 @@
 """Elasticsearch: an index that equals the database, and search that answers with ORM objects."""
 
+from sqla_vector.elasticsearch.aggregations import Terms
 from sqla_vector.elasticsearch.documents import Document
 from sqla_vector.elasticsearch.fields import DenseVector, Field, Keyword, Nested, Text
 from sqla_vector.elasticsearch.index import SearchIndex
+from sqla_vector.elasticsearch.query import Knn, Match
+from sqla_vector.elasticsearch.results import Bucket, Cursor, PartHit, SearchHit, SearchPage
+from sqla_vector.elasticsearch.search import Searcher
 from sqla_vector.elasticsearch.sizing import Sizing, sizing
 from sqla_vector.elasticsearch.specs import DenseVectorSpec, FieldSpec, NestedSpec
 from sqla_vector.elasticsearch.sync import Sync
 
 __all__ = [
+    "Bucket",
+    "Cursor",
     "DenseVector",
     "DenseVectorSpec",
     "Document",
     "Field",
     "FieldSpec",
     "Keyword",
+    "Knn",
+    "Match",
     "Nested",
     "NestedSpec",
+    "PartHit",
+    "SearchHit",
     "SearchIndex",
+    "SearchPage",
+    "Searcher",
     "Sizing",
     "Sync",
+    "Terms",
     "Text",
     "sizing",
 ]
