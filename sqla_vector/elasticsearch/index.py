@@ -19,14 +19,17 @@ from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS, GC_DELETES, advi
 from sqla_vector.elasticsearch.sizing import DEFAULT_M, bytes_in_source, bytes_per_vector
 from sqla_vector.elasticsearch.specs import DenseVectorSpec, FieldSpec, leaves, resolve, resolved
 from sqla_vector.exc import InvalidOption
-from sqla_vector.tracking.mirrors import Mirror, declare_mirror
+from sqla_vector.tracking.mirrors import Mirror, declare_mirror, mirrors
 from sqla_vector.tracking.outbox import check_outbox
 from sqla_vector.tracking.targets import Key, Target
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-__all__ = ["SearchIndex"]
+__all__ = ["SearchIndex", "indexes_of"]
+
+_DECLARED = "sqla_vector_indexes"
+"""Where a class keeps its indexes: for as long as the class is there, as it keeps its mirrors."""
 
 _OTHER_BYTES = 1000
 """Of the fields of a document that are no vectors, where only the number of documents is known."""
@@ -99,6 +102,7 @@ class SearchIndex:
             if mapper.configured or not ("." in one.path or isinstance(one, Nested)):
                 resolve(mapper, field, one, f"{name}.{field}")
         self.mirror = declare_mirror(Mirror(self.channel, self.outbox, class_, tuple(self._paths())))
+        mapper.class_manager.info.setdefault(_DECLARED, {})[self.mirror] = self
 
     def __repr__(self) -> str:
         return f"SearchIndex({self.name!r}, {self.mirror.class_.__name__})"
@@ -239,6 +243,16 @@ class SearchIndex:
             IndexMissing: there is no index.
         """
         return creation.settings_drift(client, self)
+
+
+def indexes_of(outbox: Table) -> tuple[SearchIndex, ...]:
+    """Return the indexes whose changes an outbox notes, in the order of their names."""
+    declared = [
+        inspect(mirror.class_).class_manager.info.get(_DECLARED, {}).get(mirror)
+        for mirror in mirrors()
+        if mirror.outbox is outbox
+    ]
+    return tuple(sorted((index for index in declared if index is not None), key=lambda index: str(index.name)))
 
 
 _UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "pb": 10**15}
