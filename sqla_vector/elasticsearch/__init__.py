@@ -3,7 +3,7 @@
 from sqla_vector.elasticsearch.aggregations import Terms
 from sqla_vector.elasticsearch.documents import Document
 from sqla_vector.elasticsearch.fields import DenseVector, Field, Keyword, Nested, Text
-from sqla_vector.elasticsearch.index import SearchIndex
+from sqla_vector.elasticsearch.index import SearchIndex, indexes_of
 from sqla_vector.elasticsearch.query import Knn, Match
 from sqla_vector.elasticsearch.results import Bucket, Cursor, PartHit, SearchHit, SearchPage
 from sqla_vector.elasticsearch.search import Searcher
@@ -33,5 +33,6 @@ __all__ = [
     "Sync",
     "Terms",
     "Text",
+    "indexes_of",
     "sizing",
 ]
