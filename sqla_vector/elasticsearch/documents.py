@@ -111,6 +111,8 @@ def document_id(target: Target, key: Sequence[Any]) -> str:
     Raises:
         InvalidDocument: it is empty, longer than 512 bytes or no Unicode.
     """
+    if len(key) == 1 and type(key[0]) is int:
+        return str(key[0])
     row_key = target.encode(key)
     name = str(json.loads(row_key)[0]) if len(key) == 1 else row_key
     checked_text(name)

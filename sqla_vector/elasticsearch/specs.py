@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ __all__ = ["DenseVectorSpec", "FieldSpec", "NestedSpec", "leaves", "resolve", "r
 
 _MOST_DIMENSIONS: Final = 4096
 _LEAST_BBQ: Final = 64
+
+_TINY: Final = 1e-30
+"""Squares of lengths between it and its inverse are sure to be float32, in whatever order they are summed up."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -118,7 +122,7 @@ class DenseVectorSpec(FieldSpec):
     def canonical(self, value: Any) -> Any:
         if self.element_type == "bit":
             return str(value).lower() if isinstance(value, str) else _hex(np.asarray(value, np.int8).view(np.uint8))
-        return _hex(np.ascontiguousarray(value, dtype="<f4"))
+        return hashlib.sha256(np.ascontiguousarray(value, dtype="<f4").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -363,10 +367,14 @@ def _floats(value: Any, *, type_: VectorType[Any], metric: Metric) -> NDArray[np
     vector = np.ascontiguousarray(value, dtype=FLOAT32)
     if vector.shape != (type_.dim,):
         raise InvalidDocument(f"a vector of {type_.dim:,} dimensions is expected, got an array of shape {vector.shape}")
+    with np.errstate(all="ignore"):
+        if _TINY < np.dot(vector, vector) < 1 / _TINY:
+            return vector
     if not np.isfinite(vector).all():
         raise InvalidDocument("the vector has NaN or infinity")
     if metric.zero_is_undefined:
-        with np.errstate(over="ignore", under="ignore"):
+        # As the server reckons: squares that are no float32 any more are zero.
+        with np.errstate(all="ignore"):
             square = (vector * vector).sum()
         if not np.isfinite(square):
             raise InvalidDocument("the vector is so long that its length is no float32, which cosine needs")
