@@ -5,6 +5,9 @@ from sqla_vector.elasticsearch.documents import Document
 from sqla_vector.elasticsearch.fields import DenseVector, Field, Keyword, Nested, Text
 from sqla_vector.elasticsearch.index import SearchIndex, indexes_of
 from sqla_vector.elasticsearch.query import Knn, Match
+from sqla_vector.elasticsearch.rebuild import Rebuild, RebuildReport
+from sqla_vector.elasticsearch.reconcile import Reconcile, acheck, afix, check, fix
+from sqla_vector.elasticsearch.report import CheckReport, Difference
 from sqla_vector.elasticsearch.results import Bucket, Cursor, PartHit, SearchHit, SearchPage
 from sqla_vector.elasticsearch.search import Searcher
 from sqla_vector.elasticsearch.sizing import Sizing, sizing
@@ -13,9 +16,11 @@ from sqla_vector.elasticsearch.sync import Sync
 
 __all__ = [
     "Bucket",
+    "CheckReport",
     "Cursor",
     "DenseVector",
     "DenseVectorSpec",
+    "Difference",
     "Document",
     "Field",
     "FieldSpec",
@@ -25,6 +30,9 @@ __all__ = [
     "Nested",
     "NestedSpec",
     "PartHit",
+    "Rebuild",
+    "RebuildReport",
+    "Reconcile",
     "SearchHit",
     "SearchIndex",
     "SearchPage",
@@ -33,6 +41,10 @@ __all__ = [
     "Sync",
     "Terms",
     "Text",
+    "acheck",
+    "afix",
+    "check",
+    "fix",
     "indexes_of",
     "sizing",
 ]

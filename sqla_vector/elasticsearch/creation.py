@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sqla_vector.elasticsearch.errors import translated
 from sqla_vector.elasticsearch.mapping import mapping_differences, setting_differences
 from sqla_vector.elasticsearch.names import check_suffix
 from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS
@@ -26,13 +27,18 @@ def new_suffix() -> str:
 
 
 def physical_indexes(client: Elasticsearch, alias: str) -> list[str]:
-    """Return the indexes that an alias stands for, none if there is no alias."""
+    """Return the indexes that an alias stands for, none if there is no alias.
+
+    Raises:
+        SearchError: the server refuses to say.
+    """
     from elasticsearch import NotFoundError
 
-    try:
-        return sorted(client.indices.get_alias(name=alias))
-    except NotFoundError:
-        return []
+    with translated(alias):
+        try:
+            return sorted(client.indices.get_alias(name=alias))
+        except NotFoundError:
+            return []
 
 
 def create(
@@ -56,34 +62,42 @@ def create(
 
     Raises:
         IndexExists: there is an index behind the alias, or one of that very name.
+        SearchError: the server refuses to create it.
     """
-    from elasticsearch import ApiError
-
     alias = alias or index.name
     physical = f"{index.name}-{check_suffix(suffix or new_suffix())}"
     if there := physical_indexes(client, alias):
         raise IndexExists(f"{alias} is there already: {', '.join(there)}; rebuild it to have another one in its place")
-    if client.indices.exists(index=alias):
+    with translated(alias):
+        is_index = client.indices.exists(index=alias)
+    if is_index:
         raise IndexExists(f"{alias} is an index, and the name is needed for an alias; delete it, or choose another")
     mapping = index.mapping()
     mapping["_meta"] = {**mapping["_meta"], **(meta or {})}
     wanted = {**index.settings(), **(settings or {})}
-    for _ in range(2):
-        try:
-            client.indices.create(
-                index=physical, mappings=mapping, settings=wanted, aliases={alias: {"is_write_index": True}}
-            )
-        except ApiError as error:
-            reason = str(error)
-            if EXCLUDE_VECTORS in reason and wanted.get(EXCLUDE_VECTORS) is False:
-                # A server before 9.2: it does not know the setting, and leaves no vectors out.
-                del wanted[EXCLUDE_VECTORS]
-                continue
-            if "resource_already_exists" in reason or "more than one write index" in reason:
-                raise IndexExists(f"{alias} was created by somebody else just now; nothing is to be done") from None
-            raise
-        return physical
-    raise AssertionError("unreachable")
+    with translated(alias):
+        if not _created(client, physical, alias, mapping, wanted):
+            # A server before 9.2: it does not know the setting, and leaves no vectors out.
+            del wanted[EXCLUDE_VECTORS]
+            _created(client, physical, alias, mapping, wanted)
+    return physical
+
+
+def _created(client: Elasticsearch, physical: str, alias: str, mapping: Any, settings: Mapping[str, Any]) -> bool:
+    """Create an index, or return False if the server does not know the setting about vectors in ``_source``."""
+    from elasticsearch import ApiError
+
+    aliases = {alias: {"is_write_index": True}}
+    try:
+        client.indices.create(index=physical, mappings=mapping, settings=settings, aliases=aliases)
+    except ApiError as error:
+        reason = str(error)
+        if f"unknown setting [{EXCLUDE_VECTORS}]" in reason and settings.get(EXCLUDE_VECTORS) is False:
+            return False
+        if "resource_already_exists" in reason or "more than one write index" in reason:
+            raise IndexExists(f"{alias} was created by somebody else just now; nothing is to be done") from None
+        raise
+    return True
 
 
 def mapping_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
@@ -94,7 +108,8 @@ def mapping_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
     """
     found = []
     for physical in _there(client, index):
-        existing = client.indices.get_mapping(index=physical)[physical]["mappings"]
+        with translated(index.name):
+            existing = client.indices.get_mapping(index=physical)[physical]["mappings"]
         found += [f"{physical}: {words}" for words in mapping_differences(index.mapping(), existing)]
     return found
 
@@ -107,7 +122,8 @@ def settings_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
     """
     found = []
     for physical in _there(client, index):
-        existing = client.indices.get_settings(index=physical, flat_settings=True)[physical]["settings"]
+        with translated(index.name):
+            existing = client.indices.get_settings(index=physical, flat_settings=True)[physical]["settings"]
         found += [f"{physical}: {words}" for words in setting_differences(index.settings(), existing)]
     return found
 

@@ -216,6 +216,7 @@ class SearchIndex:
 
         Raises:
             IndexExists: it is there already.
+            SearchError: the server refuses to create it.
         """
         return creation.create(client, self, suffix)
 

@@ -16,7 +16,7 @@ from sqla_vector.elasticsearch import DenseVector, Document, Field, Keyword, Nes
 from sqla_vector.elasticsearch.creation import create, physical_indexes
 from sqla_vector.elasticsearch.documents import to_bytes
 from sqla_vector.elasticsearch.fields import INDEX_OPTIONS
-from sqla_vector.exc import IndexDrift, IndexExists, IndexMissing, InvalidIdentifier
+from sqla_vector.exc import IndexDrift, IndexExists, IndexMissing, InvalidIdentifier, SearchError, SearchUnavailable
 from sqla_vector.tracking import outbox_table
 from tests.elasticsearch.library import library
 from tests.elasticsearch.test_documents import ALL, full_article
@@ -226,6 +226,22 @@ def test_an_index_that_is_missing_is_an_error(client: Elasticsearch, index_name:
             look(client)
 
 
+def test_what_the_server_refuses_is_a_typed_error(client: Elasticsearch, index_name: str):
+    index = declare(index_name, {"title": Text("title", analyzer="nothing")})
+    with pytest.raises(SearchError, match="analyzer \\[nothing\\] has not been configured"):
+        index.create(client)
+    assert physical_indexes(client, index_name) == []
+
+
+def test_a_node_that_does_not_answer_is_an_error_without_its_address(index_name: str):
+    index = declare(index_name, ["title"])
+    with Elasticsearch("http://somebody:secret@127.0.0.1:9", max_retries=0) as client:
+        for call in (index.create, index.mapping_drift, index.settings_drift, index.check_current):
+            with pytest.raises(SearchUnavailable, match="did not answer") as caught:
+                call(client)
+            assert "secret" not in f"{caught.value!r} {caught.value.__cause__!r}"
+
+
 def test_what_was_just_created_does_not_differ(client: Elasticsearch, index_name: str):
     settings = {
         "analysis": {"analyzer": {"mine": {"type": "custom", "tokenizer": "standard", "filter": ["lowercase"]}}},
@@ -310,6 +326,11 @@ def test_changed_settings_are_reported(client: Elasticsearch, index_name: str):
 def test_vectors_may_be_left_out_of_source(client: Elasticsearch, index_name: str):
     settings = {"mapping.exclude_source_vectors": True, **NO_REPLICAS}
     index = declare(index_name, {"v": DenseVector("embedding", index="flat")}, settings=settings)
+    nodes = client.nodes.info(filter_path="nodes.*.version")["nodes"]
+    if min(tuple(map(int, node["version"].split(".")[:2])) for node in nodes.values()) < (9, 2):
+        with pytest.raises(SearchError, match="unknown setting"):
+            index.create(client)
+        return
     index.create(client)
     assert index.settings_drift(client) == []
     client.index(index=index_name, id="1", document={"v": [3, 4, 0]}, refresh=True)
