@@ -161,7 +161,7 @@ class Backfill:
         )
         self._driver = self._scope.driver("backfill", is_async=self._scope.is_async)
         if self._workers > 1:
-            _check_pool(sessions, self._target.mapper)
+            check_pool(sessions, self._target.mapper)
 
     def run(self, *, dry_run: bool = False, signals: bool = False) -> BackfillReport:
         """Embed and write all rows that are not current.
@@ -302,7 +302,7 @@ def _price(value: object) -> float:
     return float(value)
 
 
-def _check_pool(sessions: Any, mapper: Mapper[Any]) -> None:
+def check_pool(sessions: Any, mapper: Mapper[Any]) -> None:
     """Refuse workers that would be in each other's transactions."""
     session = sessions()
     session = getattr(session, "sync_session", session)

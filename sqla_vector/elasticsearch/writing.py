@@ -1,0 +1,186 @@
+"""Documents of rows written into an index, by any number of threads or tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from sqla_vector.elasticsearch.actions import Action, Verdict, delete_action, index_action, parts
+from sqla_vector.elasticsearch.rows import Rows
+from sqla_vector.elasticsearch.sending import Sender
+from sqla_vector.exc import IndexMissing, SearchUnavailable
+from sqla_vector.tracking.steps import AnyOf, Start, Steps
+from sqla_vector.tracking.targets import Key
+
+__all__ = ["Writer", "Written", "together"]
+
+T = TypeVar("T")
+
+_MOST_ACTIONS: Final = 2000
+
+
+@dataclass
+class Written:
+    """What became of rows."""
+
+    written: int = 0
+    refused: dict[Key, str] = field(default_factory=dict)
+    """Rows that cannot be documents, and why."""
+    is_done: bool = False
+    """Whether all were seen to; not if the run was stopped before."""
+
+
+@dataclass
+class Writer:
+    """Writes the documents of rows as the rows are now.
+
+    Each attempt draws a number, reads rows after that, and sends them with that number as their version.  A change
+    that is committed later has an entry, and whoever works that off draws a larger number.  So nothing that is sent
+    here can undo it, as long as the server remembers the versions of deleted documents, which is why rows that were
+    read too long ago are read again.
+
+    Args:
+        rows: where they are.
+        sender: where they go.
+        alias: of the index; it must be one, so that no index is ever made by a write.
+        max_bytes: of a request.
+        fresh: seconds after which what was read is not sent any more.
+    """
+
+    rows: Rows
+    sender: Sender
+    alias: str
+    max_bytes: int
+    fresh: float
+    drawn: int = 0
+    """The largest number so far."""
+
+    def write(self, keys: Sequence[Key], *, delete_gone: bool = False) -> Steps[Written]:
+        """Write the documents of rows, and read and write those again that the server does not take now.
+
+        Args:
+            keys: of the rows.
+            delete_gone: delete the documents of those that are not there.
+
+        Raises:
+            IndexMissing: there is no index behind the alias.
+            SearchUnavailable: the server took none of them for too long.
+        """
+        result, rest = Written(), list(keys)
+        failures, since = 0, time.monotonic()
+        while rest:
+            version = yield from self.rows.draw()
+            self.drawn = max(self.drawn, version)
+            until = time.monotonic() + self.fresh
+            found = yield from self.rows.documents(rest)
+            actions = []
+            for key in rest:
+                document = found.get(key)
+                if document is not None and document.error is not None:
+                    result.refused[key] = document.error
+                elif document is not None:
+                    actions.append(index_action(document, version))
+                elif delete_gone:
+                    actions.append(delete_action(self.rows.index.document_id(key), key, version))
+            found.clear()
+            late, reason = yield from self._send_all(actions, until, result)
+            if len(late) < len(rest):
+                failures, since = 0, time.monotonic()
+            rest = late
+            if not rest:
+                break
+            failures += 1
+            if time.monotonic() - since > self.rows.patience.max_outage:
+                raise SearchUnavailable(
+                    f"{self.alias} takes no documents: {reason}; what is written stays, go on later"
+                )
+            if (yield from self.rows.patience.wait(failures, reason)):
+                return result
+        result.is_done = True
+        return result
+
+    def _send_all(self, actions: Sequence[Action], until: float, result: Written) -> Steps[tuple[list[Key], str]]:
+        """Send actions, and return the keys of those that are to be read again, and why."""
+        late: list[Key] = []
+        reason, is_over = "", False
+        for part in parts(actions, _MOST_ACTIONS, self.max_bytes):
+            if time.monotonic() > until:
+                reason, is_over = "what was read is too old to be sent", True
+            try:
+                answers = [] if is_over else (yield from self.sender.send(part, self.alias))
+            except SearchUnavailable as error:
+                reason, is_over = str(error), True
+            if is_over:
+                late += [action.key for action in part if action.key is not None]
+                continue
+            for action, verdict, why in answers:
+                assert action.key is not None
+                if verdict is Verdict.DONE:
+                    result.written += action.source is not None
+                elif verdict is Verdict.REFUSED:
+                    result.refused[action.key] = f"Elasticsearch refuses the document: {why}"
+                elif verdict is Verdict.MISSING:
+                    raise IndexMissing(
+                        f"there is no index {self.alias} any more: somebody abandoned it, or finished it"
+                    )
+                else:
+                    late.append(action.key)
+                    reason = why
+        return late, reason
+
+    def delete(self, ids: Sequence[str]) -> Steps[int]:
+        """Delete documents that are of no row, and return of how many the server said so."""
+        version = yield from self.rows.draw()
+        self.drawn = max(self.drawn, version)
+        number = 0
+        for part in parts([delete_action(id_, None, version) for id_ in ids], _MOST_ACTIONS, self.max_bytes):
+            answers = yield from self.rows.patience.insist(partial(self.sender.send, part, self.alias))
+            number += sum(verdict is Verdict.DONE for _, verdict, _ in answers)
+        return number
+
+
+def together(
+    produce: Callable[[], Steps[T | None]],
+    work: Callable[[T], Steps[T]],
+    done: Callable[[T], Steps[None]],
+    workers: int,
+    stop: Callable[[], object],
+) -> Steps[None]:
+    """Have what is produced worked off, so many at the same time.
+
+    Args:
+        produce: returns the next one, None after the last one.
+        work: is run in a thread of its own, or in a task; alone if there is one worker.
+        done: is given each one that is worked off, in the order in which they end, and here.
+        workers: how many at a time.
+        stop: is called if one fails; the others are finished then, and the error is raised.
+    """
+    running: list[Any] = []
+    at_end = False
+    try:
+        while not at_end or running:
+            ended = []
+            one = None if at_end else (yield from produce())
+            at_end = one is None
+            if one is not None:
+                if workers == 1:
+                    ended.append((yield from work(one)))
+                else:
+                    running.append((yield Start(work(one))))
+            if running and (at_end or len(running) >= workers):
+                finished = yield AnyOf(list(running))
+                running = [run for run in running if run not in finished]
+                ended += [run.result() for run in finished]
+            for result in ended:
+                yield from done(result)
+    except GeneratorExit:
+        raise
+    except BaseException:
+        stop()
+        while running:
+            finished = yield AnyOf(list(running))
+            running = [run for run in running if run not in finished]
+        raise
