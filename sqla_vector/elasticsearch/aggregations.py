@@ -62,7 +62,7 @@ def aggregations(index: SearchIndex, given: Mapping[str, Any] | None) -> dict[st
     Raises:
         InvalidOption: another type, a script, or a field that is not declared or cannot be counted.
     """
-    return _checked(index, given or {}, 0)
+    return _checked(index, {} if given is None else given, 0)
 
 
 def aggregated_name(index: SearchIndex, name: object) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PagedOptions", "Plan", "SearchOptions", "make_plan"]
 
-_LEAST_WINDOW: Final = 100
+_LEAST_WINDOW: Final = 50
 _PLAIN: Final[Mapping[str, Any]] = {"_source": False}
 
 
@@ -70,7 +70,7 @@ class Plan:
         if self.has_text:
             found.append(self._text_body(sizes[0]))
         for knn, size in zip(self.knns, sizes[self.has_text :], strict=True):
-            found.append({**knn.body(size, self.filter), "size": size, **_PLAIN, "track_total_hits": False})
+            found.append({**knn.body(size, self.filter, self.k), "size": size, **_PLAIN, "track_total_hits": False})
         if self.aggregations:
             found[0]["aggs"] = self.aggregations
         return found

@@ -128,7 +128,7 @@ def nearest_by(
     bodies = []
     for _, condition in conditions:
         filter_ = all_of([*_given(plan.filter), condition])
-        bodies.append({**knn.body(size, filter_), "size": size, "_source": False, "track_total_hits": False})
+        bodies.append({**knn.body(size, filter_, plan.k), "size": size, "_source": False, "track_total_hits": False})
     answers = yield from _ask(plan.index, bodies)
     lists = [found_list(plan.index, knn, answer, keep_order=False, bounded=not load) for answer in answers]
     keys = dict.fromkeys(key for one in lists for key, _ in one.scores)

@@ -110,7 +110,7 @@ class Searcher:
             where: criteria on attributes of the class that are fields of the index; several in a list must all be met.
             k: how many rows, 1 to 10,000.
             fusion: :func:`~sqla_vector.fusion.rrf` by default, or :func:`~sqla_vector.fusion.weighted`.
-            window: how many rows of each list are fused; by default twice ``k``, and at least 100.
+            window: how many rows of each list are fused; by default twice ``k``, and at least 50.
             highlight: return the parts of the texts that have the words.
             aggs: counts and figures by names of one's own: :class:`Terms`, or Elasticsearch's form.  They are about all
                 documents that match a text or a filter; in a search for vectors alone, about the nearest ones.
