@@ -9,7 +9,17 @@ from typing import Any, Final
 from sqla_vector.elasticsearch.names import check_field_name
 from sqla_vector.exc import InvalidOption
 
-__all__ = ["INDEX_OPTIONS", "DenseVector", "Field", "Keyword", "Nested", "Text", "declared_fields"]
+__all__ = [
+    "DEFAULT_EF_CONSTRUCTION",
+    "DEFAULT_M",
+    "INDEX_OPTIONS",
+    "DenseVector",
+    "Field",
+    "Keyword",
+    "Nested",
+    "Text",
+    "declared_fields",
+]
 
 INDEX_OPTIONS: Final = (
     "hnsw",
@@ -22,6 +32,10 @@ INDEX_OPTIONS: Final = (
     "bbq_flat",
 )
 """How a ``dense_vector`` can be indexed."""
+
+DEFAULT_M: Final = 16
+DEFAULT_EF_CONSTRUCTION: Final = 100
+"""The server's own defaults."""
 
 _PATH: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*\Z")
 
@@ -120,8 +134,8 @@ class DenseVector(Field):
             of 8, 4 and 1 bits for each dimension, which need that much less memory; ``flat``, ``int8_flat``,
             ``int4_flat`` and ``bbq_flat`` have no graph, and a search looks at every vector.  By default
             ``int8_hnsw``, and ``hnsw`` for bits.
-        m: how many neighbours a vector has in the graph, 2 to 512; the server's default is 16.
-        ef_construction: how many candidates are looked at for them, up to 3,200; the server's default is 100.
+        m: how many neighbours a vector has in the graph, 2 to 512; by default 16.
+        ef_construction: how many candidates are looked at for them, up to 3,200; by default 100.
         oversample: by which factor more candidates of a quantized index are rescored with full vectors, 1 to 10, or 0
             for none.  By default the server's own.
 

@@ -16,7 +16,7 @@ from sqla_vector.elasticsearch.fields import Field, Nested, declared_fields
 from sqla_vector.elasticsearch.mapping import definition_of, mapping_of_index
 from sqla_vector.elasticsearch.names import channel_of, check_index_name
 from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS, GC_DELETES, advised_shards, checked_settings, seconds_of
-from sqla_vector.elasticsearch.sizing import DEFAULT_M, bytes_in_source, bytes_per_vector
+from sqla_vector.elasticsearch.sizing import bytes_in_source, bytes_per_vector
 from sqla_vector.elasticsearch.specs import DenseVectorSpec, FieldSpec, leaves, resolve, resolved
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.mirrors import Mirror, declare_mirror, mirrors
@@ -168,7 +168,7 @@ class SearchIndex:
         excluded = checked_settings(self._given_settings)[EXCLUDE_VECTORS] not in (False, "false")
         for spec in self.vectors.values():
             bits = spec.element_type == "bit"
-            on_disk, _ = bytes_per_vector(spec.dim, spec.index, DEFAULT_M, bits=bits)
+            on_disk, _ = bytes_per_vector(spec.dim, spec.index, spec.m, bits=bits)
             each += on_disk if excluded else on_disk + bytes_in_source(spec.dim, bits=bits)
         return advised_shards(size * each, size)
 

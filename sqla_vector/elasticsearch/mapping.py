@@ -73,6 +73,9 @@ def _fields(declared: Mapping[str, Any], existing: Mapping[str, Any], prefix: st
 def _parameters(declared: Mapping[str, Any], existing: Mapping[str, Any], name: str) -> Iterator[str]:
     # The server leaves out the type of an object.
     there = {"type": "object", **existing}
+    rescore = _undeclared_rescoring(declared.get("index_options") or {}, there.get("index_options") or {})
+    if rescore is not None:
+        yield f"field {name}: rescore_vector is {_plain(rescore)}, and not declared"
     for key in sorted(declared.keys() | there.keys()):
         if key == "properties":
             yield from _fields(declared.get(key) or {}, there.get(key) or {}, f"{name}.")
@@ -82,6 +85,12 @@ def _parameters(declared: Mapping[str, Any], existing: Mapping[str, Any], name: 
                 yield f"field {name}: {key} is {_plain(there[key])}, and not declared"
         elif not _has(declared[key], there.get(key, _default(declared, key))):
             yield f"field {name}: {key} is {_plain(there.get(key))}, and {_plain(declared[key])} is declared"
+
+
+def _undeclared_rescoring(declared: Mapping[str, Any], existing: Mapping[str, Any]) -> Any:
+    # The server has a default of its own for vectors of one bit only.
+    is_default = str(existing.get("type")).startswith("bbq")
+    return None if is_default or "rescore_vector" in declared else existing.get("rescore_vector")
 
 
 def _default(declared: Mapping[str, Any], key: str) -> Any:

@@ -6,14 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from sqla_vector.elasticsearch.fields import INDEX_OPTIONS
+from sqla_vector.elasticsearch.fields import DEFAULT_M, INDEX_OPTIONS
 from sqla_vector.elasticsearch.settings import advised_shards
 from sqla_vector.exc import InvalidOption
 
-__all__ = ["DEFAULT_M", "Sizing", "bytes_in_source", "bytes_per_vector", "sizing"]
-
-DEFAULT_M: Final = 16
-"""Neighbours of a vector in the graph, where none are declared."""
+__all__ = ["Sizing", "bytes_in_source", "bytes_per_vector", "sizing"]
 
 _JSON_BYTES: Final = 10
 """Of a float32 in ``_source``; 9.6 were measured on 9.2, with random vectors of length one and the default codec."""

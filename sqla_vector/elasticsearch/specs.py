@@ -16,7 +16,15 @@ from sqlalchemy.orm import ColumnProperty, InstrumentedAttribute, Mapper, Relati
 
 from sqla_vector.coercion import FLOAT32
 from sqla_vector.elasticsearch.convert import IGNORE_ABOVE, converter, is_binary, mapping_of
-from sqla_vector.elasticsearch.fields import DenseVector, Field, Keyword, Nested, Text
+from sqla_vector.elasticsearch.fields import (
+    DEFAULT_EF_CONSTRUCTION,
+    DEFAULT_M,
+    DenseVector,
+    Field,
+    Keyword,
+    Nested,
+    Text,
+)
 from sqla_vector.embedding.declaration import follow, no_column
 from sqla_vector.exc import InvalidDeclaration, InvalidDocument, UnsupportedMetric
 from sqla_vector.metrics import METRICS, Metric, default_metric, resolve_metric
@@ -118,6 +126,11 @@ class DenseVectorSpec(FieldSpec):
     """How it is indexed."""
     element_type: str
     """``float`` or ``bit``."""
+
+    @property
+    def m(self) -> int:
+        """How many neighbours a vector has in the graph, if there is one."""
+        return int(self.parameters["index_options"].get("m", DEFAULT_M))
 
     def canonical(self, value: Any) -> Any:
         if self.element_type == "bit":
@@ -322,10 +335,10 @@ def _dense(common: _Common, declared: Field, type_: VectorType[Any], where: str)
     index = declared.index or ("hnsw" if is_bit else "int8_hnsw")
     _check_dimension(type_.dim, index, is_bit, f"{where}: {declared.path}")
     options: dict[str, Any] = {"type": index}
-    if declared.m is not None:
-        options["m"] = declared.m
-    if declared.ef_construction is not None:
-        options["ef_construction"] = declared.ef_construction
+    if index.endswith("hnsw"):
+        # Written out, so that an index that has others is seen to differ.
+        options["m"] = declared.m or DEFAULT_M
+        options["ef_construction"] = declared.ef_construction or DEFAULT_EF_CONSTRUCTION
     if declared.oversample is not None:
         options["rescore_vector"] = {"oversample": declared.oversample}
     parameters: dict[str, Any] = {"dims": type_.dim, "index": True, "similarity": metric.elasticsearch_similarity}

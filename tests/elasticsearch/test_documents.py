@@ -181,8 +181,11 @@ def test_vectors_without_a_direction_are_left_out_under_cosine(backend: Backend,
         "l2": DenseVector("embedding", metric="l2", index="flat"),
     }
     shop = Shop(backend, engine, fields)
-    shop.add(shop.base.Article(id=1, embedding=[0, 0, 0]), shop.base.Article(id=2, embedding=[1e-30, 0, 0]))
-    assert [[k for k in d.body if k in fields] for d in shop.documents(1, 2).values()] == [["l2"], ["l2"]]
+    vectors = {1: [0, 0, 0], 2: [1e-30, 0, 0], 3: [1e-16, 0, 0], 4: [0, 1e16, 0]}
+    shop.add(*(shop.base.Article(id=key, embedding=vector) for key, vector in vectors.items()))
+    found = shop.documents(*vectors)
+    both = ["cosine", "l2"]
+    assert [[k for k in both if k in found[key,].body] for key in vectors] == [["l2"], ["l2"], both, both]
 
 
 def test_a_row_that_cannot_be_a_document_says_why(backend: Backend, engine: AnyEngine):
@@ -418,6 +421,51 @@ def test_vectors_are_written_to_the_last_bit(seed: int):
     vector = bits[np.isfinite(bits)]
     back = np.float32(json.loads(to_bytes({"v": vector, "c": [{"v": vector}]}))["v"])
     assert back.tobytes() == vector.tobytes()
+
+
+def test_rows_that_are_related_to_rows_of_the_same_table(backend: Backend, engine: AnyEngine):
+    class Base(DeclarativeBase):
+        pass
+
+    class Node(Base):
+        __tablename__ = "node"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        other: Mapped[str]
+        parent_id: Mapped[int | None] = mapped_column(ForeignKey("node.id"))
+        parent: Mapped[Any] = relationship("Node", remote_side="Node.id", back_populates="children")
+        children: Mapped[list[Any]] = relationship("Node", back_populates="parent")
+
+    fields = {
+        "title": "title",
+        "parent": "parent.other",
+        "third": "parent.parent.parent.title",
+        "children": "children.other",
+        "nested": Nested("children", {"t": "title", "c": "children.other", "p": "parent.title"}),
+    }
+    index = SearchIndex("nodes", Node, fields=fields, outbox=outbox_table(Base.metadata))
+    backend.create_all(engine, Base.metadata)
+    last = 60
+    nodes = [Node(id=n, title=f"t{n}", other=f"o{n}", parent_id=n // 2 or None) for n in range(1, last)]
+    backend.run(engine, lambda session: session.add_all(nodes))
+    with statements_of(engine) as statements:
+        found = backend.run_connection(engine, lambda c: index.documents(c, [(n,) for n in range(1, last)]))
+    assert len([s for s in statements if s.startswith("SELECT")]) <= 8
+
+    def below(n: int) -> list[int]:
+        return [child for child in (2 * n, 2 * n + 1) if child < last]
+
+    for n in range(1, last):
+        expected = {
+            "title": f"t{n}",
+            "parent": f"o{n // 2}" if n // 2 else None,
+            "third": f"t{n // 8}" if n // 8 else None,
+            "children": sorted(f"o{child}" for child in below(n)) or None,
+        }
+        body = found[n,].body
+        assert {name: body.get(name) for name in expected} == expected
+        nested = {one["t"]: (one["p"], one.get("c", [])) for one in body.get("nested", [])}
+        assert nested == {f"t{c}": (f"t{n}", sorted(f"o{g}" for g in below(c))) for c in below(n)}
 
 
 class Celsius(TypeDecorator[Any]):

@@ -118,9 +118,10 @@ def test_vectors_have_defaults():
         "index": True,
         "similarity": "l2_norm",
         "element_type": "bit",
-        "index_options": {"type": "hnsw"},
+        "index_options": {"type": "hnsw", "m": 16, "ef_construction": 100},
     }
-    assert index.fields["o"].mapping()["index_options"] == {"type": "int8_hnsw", "rescore_vector": {"oversample": 2.0}}
+    options = {"type": "int8_hnsw", "m": 16, "ef_construction": 100, "rescore_vector": {"oversample": 2.0}}
+    assert index.fields["o"].mapping()["index_options"] == options
 
 
 def test_nested_objects_have_fields():

@@ -269,6 +269,7 @@ def test_a_changed_mapping_is_reported(client: Elasticsearch, index_name: str):
         "lang": Keyword("lang"),
         "gone": "views",
         "embedding": DenseVector("embedding", metric="cosine", index="hnsw"),
+        "again": DenseVector("embedding", index="int8_hnsw", m=32, oversample=2),
         "comments": Nested("comments", {"text": "text"}),
         "body": "body",
     }
@@ -277,6 +278,7 @@ def test_a_changed_mapping_is_reported(client: Elasticsearch, index_name: str):
         "lang": Text("lang", keyword=False),
         "new": "views",
         "embedding": DenseVector("embedding", metric="l2", index="hnsw", m=32),
+        "again": DenseVector("embedding", index="int8_hnsw", m=32),
         "comments": Nested("comments", {"text": Keyword("text")}),
         "body": "body",
     }
@@ -292,7 +294,8 @@ def test_a_changed_mapping_is_reported(client: Elasticsearch, index_name: str):
             "field new is declared, and the index does not have it",
             "field gone is in the index, and not declared",
             "field embedding: similarity is cosine, and l2_norm is declared",
-            f"field embedding: index_options is {had}, and {{'type': 'hnsw', 'm': '32'}} is declared",
+            f"field embedding: index_options is {had}, and {had | {'m': '32'}} is declared",
+            "field again: rescore_vector is {'oversample': '2'}, and not declared",
             "field comments.text: type is text, and keyword is declared",
             "field comments.text: ignore_above is not there, and 8191 is declared",
         )
