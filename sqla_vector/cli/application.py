@@ -17,11 +17,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_scoped_session, async_sess
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sqla_vector.cli.failure import ExitCode, Failed, failure_of
+from sqla_vector.elasticsearch import SearchIndex, indexes_of
 from sqla_vector.tracking.session import Tracking, key_of, tracking_of
 from sqla_vector.tracking.steps import AsyncDriver, Driver, Steps, Transaction, is_asynchronous
 from sqla_vector.tracking.targets import Target
 
-__all__ = ["VARIABLE", "Application", "load", "opened"]
+__all__ = ["VARIABLE", "Application", "called", "load", "named", "opened"]
 
 T = TypeVar("T")
 
@@ -40,18 +41,49 @@ def load(name: str | None) -> Any:
             f"no application was named; give --app module:attribute, or set {VARIABLE}. The attribute is the "
             "sessionmaker that track() was given, or a function that returns it"
         )
+    return _sessions(named(name, "--app", "myapp.db:Session", "the sessionmaker"), name)
+
+
+def named(name: str, option: str, example: str, what: str) -> Any:
+    """Return what ``module:attribute`` names; the current directory is importable.
+
+    Args:
+        name: of it.
+        option: by which it was named.
+        example: of a name.
+        what: it should be.
+
+    Raises:
+        Failed: there is none.
+    """
     module_name, colon, path = name.partition(":")
     if not colon or not path or not all(part.isidentifier() for part in (*module_name.split("."), *path.split("."))):
-        raise Failed(f'--app is module:attribute, such as myapp.db:Session; got "{name}"')
+        raise Failed(f'{option} is module:attribute, such as {example}; got "{name}"')
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     found: Any = _import(module_name)
     for part in path.split("."):
         if not hasattr(found, part):
-            raise Failed(f"{module_name} has no attribute {path}; --app names the sessionmaker, or what returns it")
+            raise Failed(f"{module_name} has no attribute {path}; {option} names {what}, or what returns it")
         found = getattr(found, part)
-    return _sessions(found, name)
+    return found
+
+
+def called(function: Callable[[], Any], name: str, what: str) -> Any:
+    """Return what a function of the application returns.
+
+    Raises:
+        Failed: it fails, or has to be awaited.
+    """
+    try:
+        found = function()
+    except (Exception, SystemExit) as error:
+        raise Failed(f"{name} failed: {_said(error)}") from error
+    if inspect.iscoroutine(found):
+        found.close()
+        raise Failed(f"{name} is asynchronous; name a function that returns {what} itself")
+    return found
 
 
 def _import(name: str) -> Any:
@@ -81,13 +113,7 @@ def _sessions(found: Any, name: str) -> Any:
     """Return the maker that an attribute is, or that it returns."""
     makers = (sessionmaker, async_sessionmaker, scoped_session, async_scoped_session)
     if callable(found) and not isinstance(found, (*makers, type)):
-        try:
-            found = found()
-        except (Exception, SystemExit) as error:
-            raise Failed(f"{name} failed: {_said(error)}") from error
-        if inspect.iscoroutine(found):
-            found.close()
-            raise Failed(f"{name} is asynchronous; name a function that returns the async_sessionmaker itself")
+        found = called(found, name, "the async_sessionmaker")
     if isinstance(found, (scoped_session, async_scoped_session)):
         found = found.session_factory
     is_class = isinstance(found, type) and issubclass(found, Session)
@@ -114,7 +140,9 @@ class Application:
         self.tracking: Tracking = tracking
         self.is_async = is_asynchronous(sessions)
         self.targets: tuple[Target, ...] = tracking.targets
-        if not self.targets:
+        self.indexes: tuple[SearchIndex, ...] = indexes_of(tracking.outbox) if tracking.outbox is not None else ()
+        """What Elasticsearch has of the rows: the indexes that are declared with its outbox."""
+        if not self.targets and not self.indexes:
             raise Failed(f"the models of {name} have no embedded column; declare one with embedding_column()")
         self._runner: asyncio.Runner | None = None
         self._engines = _engines(sessions)
@@ -135,10 +163,16 @@ class Application:
             raise Failed(f"{self.name} has no outbox; give track() outbox=, what outbox_table(Base.metadata) returned")
         return self.tracking.outbox
 
+    @property
+    def all_targets(self) -> tuple[Target, ...]:
+        """The classes with embedded columns, and those of which there are indexes."""
+        return (*self.targets, *(index.target for index in self.indexes))
+
     def target(self, name: str) -> Target | None:
         """Return the target of a table's name or a class's, None if there is none."""
-        by_table = [target for target in self.targets if target.entity == name]
-        by_class = [target for target in self.targets if target.mapper.class_.__name__ == name]
+        targets = self.all_targets
+        by_table = [target for target in targets if target.entity == name]
+        by_class = [target for target in targets if target.mapper.class_.__name__ == name]
         return next(iter((*by_table, *by_class)), None)
 
     def attribute(self, name: str) -> Any:
@@ -176,8 +210,8 @@ class Application:
 
     def run(self, steps: Steps[T]) -> T:
         """Do the steps of a run."""
-        table = self.tracking.outbox if self.tracking.outbox is not None else self.targets[0].table
-        mappers = [target.mapper for target in self.targets]
+        table = self.tracking.outbox if self.tracking.outbox is not None else self.all_targets[0].table
+        mappers = [target.mapper for target in self.all_targets]
         if self.is_async:
             return self.wait(AsyncDriver(self.sessions, table, mappers).run(steps))
         return Driver(self.sessions, table, mappers).run(steps)

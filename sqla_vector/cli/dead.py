@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -12,7 +13,10 @@ from sqla_vector.cli.durations import seconds_of
 from sqla_vector.cli.failure import Failed
 from sqla_vector.cli.output import counted, duration
 from sqla_vector.cli.running import AppOption, JsonOption, Running, TracebackOption, YesOption, running
+from sqla_vector.elasticsearch.names import channel_of, check_index_name
+from sqla_vector.exc import InvalidIdentifier
 from sqla_vector.tracking.dead import Selection, count_dead, drop, list_dead, replay
+from sqla_vector.tracking.outbox import CHANNEL
 
 __all__ = ["register"]
 
@@ -28,6 +32,10 @@ OlderOption = Annotated[
     typer.Option("--older-than", parser=seconds_of, metavar="TIME", help="Only those dead for so long: 90s, 2h, 7d."),
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="All of them.")]
+IndexOption = Annotated[
+    str | None,
+    typer.Option("--index", metavar="NAME", help="Those of an index of Elasticsearch, in place of those of vectors."),
+]
 LimitOption = Annotated[int, typer.Option(min=1, max=10**9, help="How many at most.")]
 
 
@@ -46,6 +54,7 @@ def _list(
     key: KeyOption = None,
     reason: ReasonOption = None,
     older_than: OlderOption = None,
+    index: IndexOption = None,
     limit: LimitOption = 1000,
     as_json: JsonOption = False,
     show_traceback: TracebackOption = False,
@@ -53,7 +62,7 @@ def _list(
     """List dead entries with their reasons, those that died last first."""
     with running(app, as_json=as_json, show_traceback=show_traceback) as command:
         application, output = command.application, command.output
-        selection = _selection(application, entity, key, reason, older_than)
+        selection = _selection(application, entity, key, reason, older_than, index)
         found, number = application.call(
             lambda c: (list_dead(c, application.outbox, selection, limit), count_dead(c, application.outbox, selection))
         )
@@ -65,6 +74,11 @@ def _list(
             output.message(f"{number - len(found):,} more; --limit shows them")
         elif not found:
             output.message("no dead entries")
+        if index is None:
+            for other in application.indexes:
+                there = application.call(partial(count_dead, outbox=other.outbox, selection=_all_of(other.channel)))
+                if there:
+                    output.message(f"{counted(there, 'dead entry', 'dead entries')} of an index: --index {other.name}")
 
 
 def _replay(
@@ -73,6 +87,7 @@ def _replay(
     key: KeyOption = None,
     reason: ReasonOption = None,
     older_than: OlderOption = None,
+    index: IndexOption = None,
     everything: AllOption = False,
     as_json: JsonOption = False,
     show_traceback: TracebackOption = False,
@@ -80,7 +95,7 @@ def _replay(
     """Have dead entries tried again, at once and as if for the first time."""
     with running(app, as_json=as_json, show_traceback=show_traceback) as command:
         application, output = command.application, command.output
-        selection = _selection(application, entity, key, reason, older_than)
+        selection = _selection(application, entity, key, reason, older_than, index)
         _check_meant(selection, everything)
         number = application.call(lambda c: replay(c, application.outbox, selection), to_write=True)
         output.result({"replayed": number})
@@ -93,15 +108,16 @@ def _drop(
     key: KeyOption = None,
     reason: ReasonOption = None,
     older_than: OlderOption = None,
+    index: IndexOption = None,
     everything: AllOption = False,
     is_agreed: YesOption = False,
     as_json: JsonOption = False,
     show_traceback: TracebackOption = False,
 ) -> None:
-    """Delete dead entries; their rows stay without a current vector, which only a check reports then."""
+    """Delete dead entries; their rows stay without a current vector or document, which only a check reports then."""
     with running(app, as_json=as_json, show_traceback=show_traceback) as command:
         application, output = command.application, command.output
-        selection = _selection(application, entity, key, reason, older_than)
+        selection = _selection(application, entity, key, reason, older_than, index)
         _check_meant(selection, everything)
         number = _drop_agreed(command, selection, is_agreed)
         output.result({"dropped": number})
@@ -124,23 +140,47 @@ def _check_meant(selection: Selection, everything: bool) -> None:
         raise Failed("--all means all dead entries; leave it out, or leave the others out")
 
 
+def _all_of(channel: str) -> Selection:
+    return Selection(channel=channel)
+
+
 def _selection(
-    application: Application, entity: str | None, key: str | None, reason: str | None, older_than: float | None
+    application: Application,
+    entity: str | None,
+    key: str | None,
+    reason: str | None,
+    older_than: float | None,
+    index: str | None,
 ) -> Selection:
     application.connect()
+    channel = CHANNEL if index is None else _channel(application, index)
     if entity is not None:
-        entity = _entity(application, entity)
-    return Selection(entity, None if key is None else _row_keys(key), reason, older_than)
+        entity = _entity(application, entity, channel)
+    return Selection(entity, None if key is None else _row_keys(key), reason, older_than, channel)
 
 
-def _entity(application: Application, name: str) -> str:
+def _channel(application: Application, name: str) -> str:
+    """Return the channel of an index; it may be one that the application has no longer."""
+    try:
+        channel = channel_of(check_index_name(name))
+    except InvalidIdentifier:
+        channel = None
+    known = [index.name for index in application.indexes]
+    if channel is None or (
+        name not in known and not application.call(lambda c: count_dead(c, application.outbox, _all_of(channel)))
+    ):
+        raise Failed(f'there is no index "{name}", and no dead entry of one; there are: {", ".join(known) or "none"}')
+    return channel
+
+
+def _entity(application: Application, name: str, channel: str) -> str:
     """Return a table as the outbox names it; it may be one that the application has no longer."""
     target = application.target(name)
     if target is not None:
         return target.entity
-    if application.call(lambda c: count_dead(c, application.outbox, Selection(entity=name))):
+    if application.call(lambda c: count_dead(c, application.outbox, Selection(entity=name, channel=channel))):
         return name
-    have = ", ".join(dict.fromkeys(target.entity for target in application.targets))
+    have = ", ".join(dict.fromkeys(target.entity for target in application.all_targets))
     raise Failed(f'there is no table "{name}" with embedded columns, and no dead entry of one; there are: {have}')
 
 

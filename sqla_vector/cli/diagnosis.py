@@ -50,7 +50,8 @@ def look_at_database(
     """
     found = [_clock(connection)]
     found += _extension(connection)
-    found += _plugin(connection, targets[0])
+    for target in targets[:1]:
+        found += _plugin(connection, target)
     for table, target in {target.table: target for target in targets}.items():
         found += _table(connection, table)
         for column in target.columns:

@@ -10,9 +10,10 @@ import typer
 
 from sqla_vector.cli.application import Application
 from sqla_vector.cli.diagnosis import Finding, look_at_database, look_at_embedder
+from sqla_vector.cli.es.server import ClientOption, connected
 from sqla_vector.cli.failure import ExitCode, Failed, failure_of
 from sqla_vector.cli.output import Output
-from sqla_vector.cli.running import AppOption, JsonOption, TracebackOption, running
+from sqla_vector.cli.running import AppOption, JsonOption, Running, TracebackOption, running
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.exc import VectorError
 from sqla_vector.tracking import Worker
@@ -33,10 +34,11 @@ def _doctor(
     ] = True,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds an embedder has for a call.")] = 120.0,
     lease: Annotated[float, typer.Option(min=0.001, help="Seconds of a worker's lease.")] = 300.0,
+    client: ClientOption = None,
     as_json: JsonOption = False,
     show_traceback: TracebackOption = False,
 ) -> None:
-    """Look whether all is there that keeps vectors current, and say what to do where it is not.
+    """Look whether all is there that keeps vectors and indexes current, and say what to do where it is not.
 
     Ends with 1 if anything fails.  Give --lease and --timeout as the workers have them.
     """
@@ -46,6 +48,7 @@ def _doctor(
             *_database(application),
             *_embedders(application, timeout, is_asked),
             *_worker(application, lease, timeout),
+            *_elasticsearch(command, client),
         ]
         failed = any(finding.state == "fail" for finding in found)
         output.result({"ok": not failed, "findings": [asdict(finding) for finding in found]})
@@ -97,6 +100,18 @@ def _worker(application: Application, lease: float, timeout: float) -> Iterator[
         yield Finding("fail", "worker", str(error))
     else:
         yield Finding("ok", "worker", f"a lease of {lease:g} s is longer than the time limit of {timeout:g} s")
+
+
+def _elasticsearch(command: Running, client: str | None) -> list[Finding]:
+    if not command.application.indexes:
+        return []
+    try:
+        with connected(command, client) as server:
+            from sqla_vector.cli.es.findings import findings
+
+            return list(findings(command.application, server))
+    except Exception as error:
+        return [Finding("fail", "elasticsearch", str(failure_of(error)))]
 
 
 def _show(output: Output, finding: Finding) -> None:

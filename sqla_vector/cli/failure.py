@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from sqla_vector.exc import VectorError
+from sqla_vector.exc import SearchUnavailable, VectorError
 
 __all__ = ["ExitCode", "Failed", "failure_of"]
 
@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     """The command, the application or the database is not as it must be; nothing was changed."""
     UNREACHABLE = 3
-    """The database cannot be reached."""
+    """The database, or Elasticsearch, cannot be reached."""
     FAILED = 4
     """Something else went wrong."""
     INTERRUPTED = 130
@@ -52,6 +52,8 @@ def failure_of(error: Exception) -> Failed:
         if error.connection_invalidated:
             return Failed(f"the connection to the database was lost: {said}", ExitCode.UNREACHABLE)
         return Failed(f"the database refused: {said}; sqla-vector doctor tells what is missing")
+    if isinstance(error, SearchUnavailable):
+        return Failed(str(error), ExitCode.UNREACHABLE)
     if isinstance(error, (VectorError, NoSuchModuleError)):
         return Failed(str(error))
     if isinstance(error, SQLAlchemyError):

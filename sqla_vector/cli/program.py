@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from sqla_vector import __version__
-from sqla_vector.cli import backfill, check, dead, doctor, model, status, worker
+from sqla_vector.cli import backfill, check, dead, doctor, es, model, status, worker
 from sqla_vector.cli.failure import ExitCode
 from sqla_vector.cli.masking import Masked, Masking
 
@@ -17,14 +17,14 @@ __all__ = ["program", "run"]
 program = typer.Typer(
     name="sqla-vector",
     help="Embeddings that are never stale: look after the vectors of an application's rows.",
-    epilog="Exit codes: 0 all is well, 1 something was found, 2 wrong use or set-up, 3 no database, 4 other errors.",
+    epilog="Exit codes: 0 all is well, 1 something was found, 2 wrong use or set-up, 3 out of reach, 4 other errors.",
     no_args_is_help=True,
     add_completion=False,
     # Plain text: the same in a pipe, and nothing of what a user typed is taken for markup.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for commands in (check, worker, backfill, model, status, dead, doctor):
+for commands in (check, worker, backfill, model, status, dead, doctor, es):
     commands.register(program)
 
 

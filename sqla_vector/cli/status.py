@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Final
 
 import typer
 
@@ -13,6 +15,8 @@ from sqla_vector.tracking.status import Queue, Rates, Status, rates, status
 from sqla_vector.tracking.steps import Pause, Steps
 
 __all__ = ["register"]
+
+_COUNTS: Final = ("due", "leased", "retrying", "postponed", "dead", "oldest")
 
 
 def register(program: typer.Typer) -> None:
@@ -44,20 +48,34 @@ def _status(
             application.run(_pause(watch))
             found = application.call(lambda connection: status(connection, outbox))
             speed = rates(before, found)
-        output.result({**found.as_dict(), "rates": None if speed is None else asdict(speed)})
-        _show(output, found, speed)
+        indexes = {
+            index.name: application.call(partial(status, outbox=index.outbox, channel=index.channel))
+            for index in application.indexes
+        }
+        output.result(
+            {
+                **found.as_dict(),
+                "indexes": {name: one.as_dict() for name, one in indexes.items()},
+                "rates": None if speed is None else asdict(speed),
+            }
+        )
+        _show(output, found, indexes, speed)
 
 
 def _pause(seconds: float) -> Steps[None]:
     yield Pause(seconds)
 
 
-def _show(output: Output, found: Status, speed: Rates | None) -> None:
+def _show(output: Output, found: Status, indexes: Mapping[str, Status], speed: Rates | None) -> None:
     queues = (*found.queues, found.total) if len(found.queues) != 1 else found.queues
-    output.table(("entity", "due", "leased", "retrying", "postponed", "dead", "oldest"), map(_row, queues))
-    if found.leases:
+    output.table(("entity", *_COUNTS), (_row(_entity(queue), queue) for queue in queues))
+    if indexes:
         output.line("")
-        rows = [(lease.worker, lease.entries, duration(lease.seconds_left)) for lease in found.leases]
+        output.table(("index", *_COUNTS), (_row(name, one.total) for name, one in indexes.items()))
+    leases = [lease for one in (found, *indexes.values()) for lease in one.leases]
+    if leases:
+        output.line("")
+        rows = [(lease.worker, lease.entries, duration(lease.seconds_left)) for lease in leases]
         output.table(("worker", "entries", "lease ends in"), rows)
     if speed is not None:
         output.line("")
@@ -67,7 +85,10 @@ def _show(output: Output, found: Status, speed: Rates | None) -> None:
             output.line(f"per minute: {speed.written:,.0f} written, {speed.done:,.0f} done")
 
 
-def _row(queue: Queue) -> tuple[object, ...]:
+def _entity(queue: Queue) -> str:
+    return queue.entity if queue.entity is not None else "all"
+
+
+def _row(name: str, queue: Queue) -> tuple[object, ...]:
     oldest = None if queue.oldest is None else duration(queue.oldest)
-    entity = queue.entity if queue.entity is not None else "all"
-    return (entity, queue.due, queue.leased, queue.retrying, queue.postponed, queue.dead, oldest)
+    return (name, queue.due, queue.leased, queue.retrying, queue.postponed, queue.dead, oldest)

@@ -50,9 +50,11 @@ def _worker(
         arguments = ["worker", "--json", *(f"--{name}={value}" for name, value in options.items())]
         arguments += [f"--app={app}"] * (app is not None) + ["--until-empty"] * until_empty
         arguments += ["--traceback"] * show_traceback
-        with reporting(as_json=as_json, show_traceback=show_traceback) as output:
-            with logging_to(output.stderr, logging.INFO):
-                outcome = run_crew(arguments, workers)
+        with (
+            reporting(as_json=as_json, show_traceback=show_traceback) as output,
+            logging_to(output.stderr, logging.INFO),
+        ):
+            outcome = run_crew(arguments, workers)
             _tell(output, f"{workers} workers", outcome)
         return
     with running(app, as_json=as_json, show_traceback=show_traceback, level=logging.INFO) as command:

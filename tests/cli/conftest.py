@@ -30,11 +30,13 @@ class Shop:
     Each one has a module of its own name, so that several can be imported in one process.
     """
 
+    source = "shop.py"
+
     def __init__(self, directory: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         self.backend, self.directory, self.monkeypatch = backend, directory, monkeypatch
         self.module = f"shop_{next(_numbers)}"
         self.app = f"{self.module}:Session"
-        shutil.copy(Path(__file__).parent / "shop.py", directory / f"{self.module}.py")
+        shutil.copy(Path(__file__).parent / self.source, directory / f"{self.module}.py")
         monkeypatch.chdir(directory)
         monkeypatch.setattr(sys, "path", list(sys.path))
         monkeypatch.setenv("SHOP_URL", backend.url.render_as_string(hide_password=False))
