@@ -99,57 +99,60 @@ def hits_of(
     """
     ids = {key: name for one in lists for key, name in one.ids.items()}
     scores = [dict(one.scores) for one in lists]
-    dropped: list[str] = [name for one in lists for name in one.foreign]
-    made = []
-    for one in found:
-        row = None if rows is None else rows.get(ids[one.key])
-        if rows is not None and row is None:
-            dropped.append(ids[one.key])
-            continue
-        made.append(_hit(one, lists, scores, row))
-    only = lists[0].knn if len(lists) == 1 else None
-    if only is not None and rows is not None:
-        # The database's distances decide, where a score is rounded or of a quantized vector.
-        dropped += [ids[hit.key] for hit in made if hit.distance is None]
-        made = [hit for hit in made if hit.distance is not None and only.is_near(hit.distance)]
-        made.sort(key=lambda hit: (hit.distance, hit.key))
-    placed = [_at(rank, hit) for rank, hit in enumerate(made[:k], start=before + 1)]
-    return placed, list(dict.fromkeys(dropped))
+    dropped = [name for one in lists for name in one.foreign]
+    chosen: list[tuple[Found, Row | None]] = [(one, None) for one in found]
+    if rows is not None:
+        dropped += [ids[one.key] for one in found if ids[one.key] not in rows]
+        chosen = [(one, row) for one in found if (row := rows.get(ids[one.key])) is not None]
+        knn = lists[0].knn if len(lists) == 1 else None
+        if knn is not None:
+            # The database's distances decide, where a score is rounded or of a quantized vector.
+            far = [(_distance(knn, 0, one.score, row), one, row) for one, row in chosen]
+            dropped += [ids[one.key] for distance, one, _ in far if distance is None]
+            near = [
+                (distance, one, row) for distance, one, row in far if distance is not None and knn.is_near(distance)
+            ]
+            near.sort(key=lambda placed: (placed[0], placed[1].key))
+            chosen = [(one, row) for _, one, row in near]
+    hits = [_hit(rank, one, lists, scores, row) for rank, (one, row) in enumerate(chosen[:k], start=before + 1)]
+    return hits, list(dict.fromkeys(dropped))
 
 
-def _hit(found: Found, lists: Sequence[FoundList], scores: Sequence[Mapping[Key, float]], row: Row | None) -> Any:
+def _distance(knn: KnnQuery, number: int, score: float, row: Row | None) -> float | None:
+    """Return the distance that the database has computed, or what follows from the score."""
+    return knn.distance(score) if row is None or not knn.is_own else row.distances[number]
+
+
+def _hit(
+    rank: int,
+    found: Found,
+    lists: Sequence[FoundList],
+    scores: Sequence[Mapping[Key, float]],
+    row: Row | None,
+) -> SearchHit[Any]:
     parts: list[PartHit | None] = []
-    distances = iter(row.distances) if row is not None else None
-    first: PartHit | None = None
-    is_first = True
+    of_vectors: list[PartHit | None] = []
     highlights: Mapping[str, list[str]] = {}
-    for one, known, rank in zip(lists, scores, found.ranks, strict=True):
-        knn = one.knn
-        distance = next(distances) if knn is not None and distances is not None else None
+    for one, known, rank_there in zip(lists, scores, found.ranks, strict=True):
         part = None
-        if rank is not None:
-            score = known[found.key]
-            similarity = None
-            if knn is not None:
-                if row is None or not knn.is_own:
-                    distance = knn.distance(score)
-                similarity = None if distance is None else knn.similarity(distance)
-            part = PartHit(rank, score, distance, similarity)
+        if rank_there is not None:
+            score, distance = known[found.key], None
+            if one.knn is not None:
+                distance = _distance(one.knn, len(of_vectors), score, row)
+            similarity = None if distance is None or one.knn is None else one.knn.similarity(distance)
+            part = PartHit(rank_there, score, distance, similarity)
             highlights = one.highlights.get(found.key, highlights)
-        if knn is not None and is_first:
-            first, is_first = part, False
         parts.append(part)
+        if one.knn is not None:
+            of_vectors.append(part)
+    first = of_vectors[0] if of_vectors else None
     return SearchHit(
-        entity=None if row is None else row.entity,
-        key=found.key,
-        rank=0,
-        score=found.score,
-        distance=None if first is None else first.distance,
-        similarity=None if first is None else first.similarity,
-        highlights=highlights,
-        parts=tuple(parts),
+        None if row is None else row.entity,
+        found.key,
+        rank,
+        found.score,
+        None if first is None else first.distance,
+        None if first is None else first.similarity,
+        highlights,
+        tuple(parts),
     )
-
-
-def _at(rank: int, hit: SearchHit[Any]) -> SearchHit[Any]:
-    return SearchHit(hit.entity, hit.key, rank, hit.score, hit.distance, hit.similarity, hit.highlights, hit.parts)

@@ -217,7 +217,11 @@ class Searcher:
             self.close(cursor)
 
     async def apages(self, session: AsyncSession, *, k: int = 100, **search: Any) -> AsyncIterator[SearchPage[Any]]:
-        """Yield the same as :meth:`pages`, with an asynchronous client and an AsyncSession."""
+        """Yield the same as :meth:`pages`, with an asynchronous client and an AsyncSession.
+
+        Whoever leaves early closes it by ``contextlib.aclosing(searcher.apages(...))``, as with all asynchronous
+        generators.
+        """
         page = await self.asearch(session, k=k, paged=True, **search)
         cursor = page.next
         try:

@@ -4,10 +4,12 @@ A block is what stands between ```` ```python ```` and ```` ``` ````. The line b
 
     <!-- no-run -->       only to be read
     <!-- postgresql -->   runs where the test server is
+    <!-- elasticsearch -->   runs where the test node is
     <!-- file: name -->   a file of a project, which ``tests/docs/guide.py`` makes; ``edit:`` and others likewise
 
 A ```` ```text ```` block that follows a Python block is what it prints. All blocks of a page run in order in one
-namespace, in an empty directory, with the PostgreSQL URLs of the text replaced by the test database's.
+namespace, in an empty directory, with the PostgreSQL URLs of the text replaced by the test database's, and
+Elasticsearch's by that of the test node.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from sqla_vector.tracking import untrack
 TRACKED = (Session, AsyncSession, sessionmaker, async_sessionmaker, scoped_session, async_scoped_session)
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+NODE_URL = "http://localhost:9200"
 SERVER_URL = re.compile(r"(postgresql\+\w+)://user:password@localhost/app")
 
 
@@ -46,7 +49,7 @@ class Block:
 
 
 _BLOCK = re.compile(
-    r"^(?:<!-- (?P<marker>no-run|postgresql|[a-z ]+: \S+) -->\n)?```python\n(?P<code>.*?)^```\n"
+    r"^(?:<!-- (?P<marker>no-run|postgresql|elasticsearch|[a-z ]+: \S+) -->\n)?```python\n(?P<code>.*?)^```\n"
     r"(?:\n?```text\n(?P<printed>.*?)^```\n)?",
     re.MULTILINE | re.DOTALL,
 )
@@ -66,29 +69,29 @@ def blocks(page: Path) -> list[Block]:
     ]
 
 
-def run(page: Path, *, server: URL | None) -> dict[str, Any]:
-    """Run the blocks of a page, those of PostgreSQL only if there is a server; return the namespace."""
+def run(page: Path, *, server: URL | None, node: str | None = None) -> dict[str, Any]:
+    """Run the blocks of a page, those that need a server only if there is one; return the namespace."""
     # A module, because SQLAlchemy resolves the annotations of a class in the module that defines it.
     module = ModuleType(f"page_{page.stem.replace('-', '_')}")
     sys.modules[module.__name__] = module
     namespace = vars(module)
     try:
         for block in blocks(page):
-            if block.marker == "" or (block.marker == "postgresql" and server is not None):
-                _run_block(page, block, namespace, server)
+            if block.marker == "" or {"postgresql": server, "elasticsearch": node}.get(block.marker) is not None:
+                _run_block(page, block, namespace, server, node)
     finally:
         _close(namespace)
         del sys.modules[module.__name__]
     return namespace
 
 
-def _run_block(page: Path, block: Block, namespace: dict[str, Any], server: URL | None) -> None:
+def _run_block(page: Path, block: Block, namespace: dict[str, Any], server: URL | None, node: str | None) -> None:
     def replace(match: re.Match[str]) -> str:
         assert server is not None, f"{page.name}, line {block.line}: mark the block <!-- postgresql -->"
         return server.set(drivername=match[1]).render_as_string(hide_password=False)
 
     # Line numbers of a traceback are those of the page.
-    code = "\n" * (block.line - 1) + SERVER_URL.sub(replace, block.code)
+    code = "\n" * (block.line - 1) + SERVER_URL.sub(replace, block.code).replace(NODE_URL, node or NODE_URL)
     printed = StringIO()
     with redirect_stdout(printed):
         exec(compile(code, str(page), "exec", dont_inherit=True), namespace)  # noqa: S102 - our own documentation

@@ -16,6 +16,7 @@ from sqla_vector.embedding import Fingerprint, embedded_columns, embedding_colum
 from tests.docs.pages import PAGES, ROOT, blocks, run
 from tests.support import sqlite
 
+WITH_NODE = [page for page in PAGES if any(block.marker == "elasticsearch" for block in blocks(page))]
 WITH_SERVER = [page for page in PAGES if any(block.marker == "postgresql" for block in blocks(page))]
 
 
@@ -57,6 +58,11 @@ def test_the_examples_of_a_page_run(page: Path):
 def test_the_examples_of_a_page_run_with_postgresql(page: Path, postgresql_server: Any):
     with postgresql_server.database() as url:
         run(page, server=url)
+
+
+@pytest.mark.parametrize("page", WITH_NODE, ids=lambda page: page.stem)
+def test_the_examples_of_a_page_run_with_elasticsearch(page: Path, elasticsearch_node: Any):
+    run(page, server=None, node=elasticsearch_node.url)
 
 
 def test_the_readme_opens_with_an_example_that_prints_what_it_says(capsys: pytest.CaptureFixture[str]):
