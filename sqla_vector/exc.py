@@ -11,6 +11,7 @@ from sqlalchemy.exc import DontWrapMixin
 
 __all__ = [
     "BulkLoadError",
+    "DatabaseRestored",
     "DimensionMismatch",
     "EmbedderError",
     "EmbedderUnavailable",
