@@ -11,7 +11,11 @@ from typing import Any, Final
 from sqla_vector.elasticsearch.documents import Document
 from sqla_vector.tracking.targets import Key
 
-__all__ = ["Action", "Verdict", "delete_action", "index_action", "parts", "verdicts"]
+__all__ = ["Action", "Verdict", "delete_action", "index_action", "parts", "request", "verdicts"]
+
+_GUARD: Final = (b'{"update":{"_id":"_sqla_vector_guard","require_alias":true}}', b'{"doc":{}}')
+"""A delete makes an index that is missing, whatever ``require_alias`` says.  Not with this in the same request: an
+update of a document that is not there, which does nothing but to ask for the alias."""
 
 _LONGEST_REASON: Final = 500
 
@@ -83,12 +87,24 @@ def parts(actions: Iterable[Action], most: int, most_bytes: int) -> Iterator[lis
         yield part
 
 
+def request(actions: Sequence[Action]) -> list[bytes]:
+    """Return the lines of a bulk request, which must have ``require_alias``."""
+    lines = [line for action in actions for line in action.lines]
+    return [*_GUARD, *lines] if _is_guarded(actions) else lines
+
+
+def _is_guarded(actions: Sequence[Action]) -> bool:
+    return any(action.source is None for action in actions)
+
+
 def verdicts(actions: Sequence[Action], answer: object) -> list[tuple[Action, Verdict, str]]:
     """Return what an answer says of each action, and why.
 
     Only what is said of the very action counts: an answer that has other items than were asked for says nothing.
     """
     items = answer.get("items") if isinstance(answer, Mapping) else None
+    if isinstance(items, list) and _is_guarded(actions):
+        items = items[1:]
     if not isinstance(items, list) or len(items) != len(actions):
         return [(action, Verdict.LATER, "the answer does not have an item for each action") for action in actions]
     return [(action, *_verdict(action, item)) for action, item in zip(actions, items, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from sqla_vector.elasticsearch.actions import Action, Verdict, delete_action, index_action, parts, verdicts
+from sqla_vector.elasticsearch.actions import Action, Verdict, delete_action, index_action, parts, request, verdicts
 from sqla_vector.elasticsearch.documents import document_id
 from sqla_vector.elasticsearch.errors import typed_error
 from sqla_vector.elasticsearch.index import SearchIndex
@@ -46,6 +46,10 @@ __all__ = ["Sync"]
 logger = logging.getLogger("sqla_vector.elasticsearch")
 
 _ALL: Final = "truncate"
+
+_OF_DOCUMENTS: Final = (400, 413)
+"""Refusals of a bulk request as a whole for what is in it.  Others are of servers that cannot, or of programs between
+here and there."""
 
 State = Literal["done", "late", "waiting"]
 
@@ -259,7 +263,7 @@ class Sync(Consumer[_Batch]):
                     yield from sweep(self._ask, self._index, self._index.name)
                     batch.swept = True
                 self._failures = 0
-            except (SearchUnavailable, IndexMissing, IndexDrift) as error:
+            except (SearchError, IndexMissing, IndexDrift) as error:
                 problem = error
                 self._failures += 1
                 pause = self._backoff.after(self._failures)
@@ -283,7 +287,9 @@ class Sync(Consumer[_Batch]):
             found = typed_error(error, self._index.name)
             if found is None:
                 raise
-            if getattr(error, "status_code", None) in (401, 403):
+            is_of_documents = method == "bulk" and getattr(error, "status_code", None) in _OF_DOCUMENTS
+            if isinstance(found, SearchError) and not is_of_documents:
+                # It says nothing of the documents, which may be written as soon as somebody has seen to it.
                 found = SearchUnavailable(str(found))
             # The cause would show its headers to whoever prints a traceback with local variables.
             raise found from None
@@ -307,7 +313,8 @@ class Sync(Consumer[_Batch]):
         # Whoever rebuilds has made this alias before it reads the first row.  Entries that were taken before it was
         # there are of changes that are committed, so that the rebuild reads them.
         rebuild = self._index.name + REBUILD
-        is_rebuilt = yield from self._ask("indices.exists_alias", name=rebuild)
+        # A 404 could be of anybody's making; an answer without indexes is the server's.
+        is_rebuilt = yield from self._ask("indices.get_alias", index=rebuild, ignore_unavailable=True)
         rejected: set[str] = set()
         for part in parts(batch.actions, self._most, self._most_bytes):
             if time.monotonic() > batch.until:
@@ -347,9 +354,10 @@ class Sync(Consumer[_Batch]):
         if not actions:
             return []
         options: dict[str, Any] = {} if self._refresh is None else {"refresh": self._refresh}
-        lines = [line for action in actions for line in action.lines]
         try:
-            answer = yield from self._ask("bulk", index=alias, operations=lines, require_alias=True, **options)
+            answer = yield from self._ask(
+                "bulk", index=alias, operations=request(actions), require_alias=True, **options
+            )
         except (SearchUnavailable, IndexMissing):
             raise
         except SearchError as error:
@@ -360,6 +368,10 @@ class Sync(Consumer[_Batch]):
             first = yield from self._send(actions[:half], alias)
             return first + (yield from self._send(actions[half:], alias))
         found = verdicts(actions, answer)
+        if any(verdict is Verdict.REFUSED for _, verdict, _ in found) and alias == self._index.name:
+            # Is it the document, or has the alias another index by now?
+            self._is_checked = False
+            yield from self._check()
         in_doubt = [action for action, verdict, _ in found if verdict is Verdict.CONFLICT]
         if in_doubt:
             newer = yield from self._newer(in_doubt, alias)

@@ -165,6 +165,24 @@ def test_a_missing_index_is_not_made_by_a_write(synced: Make) -> None:
 
 
 @ONE_OF_EACH
+def test_a_missing_index_is_not_made_by_a_delete(synced: Make) -> None:
+    s = synced()
+    s.add(2)
+    s.sync()
+    with Elasticsearch(s.url) as client:
+        sync = Sync(s.sessions, client, s.index)
+        s.add(1, start=3)
+        assert sync.run_once().written == 1  # it has looked at the index by now
+        for physical in s.client.indices.get_alias(name=s.index.name):
+            s.client.indices.delete(index=physical)
+        s.run(lambda session: session.delete(session.get(s.base.Article, 1)))
+        with pytest.raises(IndexMissing):
+            sync.run_once()
+    assert not s.client.indices.exists(index=s.index.name)
+    assert [entry.operation for entry in s.entries()] == ["delete"]
+
+
+@ONE_OF_EACH
 def test_an_index_of_another_mapping_is_refused(synced: Make) -> None:
     s = synced()
     s.add(1)
