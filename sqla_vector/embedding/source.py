@@ -40,17 +40,28 @@ class SourceText:
         Raises:
             InvalidText: the text is no string, or none that can be encoded.
         """
-        text = clean(self.function(entity) if self.function is not None else self._from_attributes(entity))
-        return text if text is None or self.redact is None else clean(self.redact(text))
+        if self.function is None:
+            return self.of_values([_value(entity, path) for path in self.paths])
+        return self._redacted(clean(self.function(entity)))
 
-    def _from_attributes(self, entity: object) -> str | None:
-        found = [_part(entity, path) for path in self.paths]
-        written = [str(part) for part in found if part is not None]
+    def of_values(self, values: Sequence[Any]) -> str | None:
+        """Return the same for the values of the attributes, in the order of ``paths``.
+
+        Raises:
+            InvalidText: the text is none that can be encoded.
+        """
+        found = [_part(value, path) for value, path in zip(values, self.paths, strict=True)]
+        written = [part if type(part) is str else str(part) for part in found if part is not None]
         if not written:
             return None
         if self.template is None:
-            return SEPARATOR.join(written)
-        return _filled(self.template, dict(zip(self.paths, found, strict=True)))
+            text = SEPARATOR.join(written)
+        else:
+            text = _filled(self.template, dict(zip(self.paths, found, strict=True)))
+        return self._redacted(clean(text))
+
+    def _redacted(self, text: str | None) -> str | None:
+        return text if text is None or self.redact is None else clean(self.redact(text))
 
     @classmethod
     def of(
@@ -127,16 +138,20 @@ def _filled(template: str, parts: dict[str, Any]) -> str:
     return "".join(written)
 
 
-def _part(entity: object, path: str) -> Any:
-    """Return the value at a path, None if there is none or nothing to be seen in it."""
+def _value(entity: object, path: str) -> Any:
+    """Return the value at a path, None if there is none."""
     if "." not in path:
-        value: Any = getattr(entity, path)
-    else:
-        value = entity
-        for name in path.split("."):
-            if value is None:
-                return None
-            value = getattr(value, name)
+        return getattr(entity, path)
+    value: Any = entity
+    for name in path.split("."):
+        if value is None:
+            return None
+        value = getattr(value, name)
+    return value
+
+
+def _part(value: Any, path: str) -> Any:
+    """Return a value, None if there is nothing to be seen in it."""
     if type(value) is str:
         return value if value and not value.isspace() else None
     if isinstance(value, (bytes, bytearray, memoryview)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -121,29 +121,24 @@ def _read(
     if lock:
         stmt = stmt.with_for_update(skip_locked=not wait, key_share=True, of=class_)
     if by_columns:
-        count = len(keys)
-        found = []
-        for row in connection.execute(stmt):
-            key, stored_now, is_there, parts = row[:count], row[count], bool(row[count + 1]), row[count + 2 :]
+        count, found = len(keys), []
+        for row in connection.execute(stmt).all():
+            key, parts = row[:count], row[count + 2 :]
             known = before.get(key)
             if known is not None and known.parts == parts:
-                found.append(RowState(key, known.text, known.error, stored_now, is_there, parts))
+                text, error = known.text, known.error
             else:
-                entity = _Texts(zip(source.paths, parts, strict=True))
-                found.append(_state(column, key, stored_now, is_there, entity, parts))
+                text, error = _made(source.of_values, parts)
+            found.append(RowState(key, text, error, row[count], bool(row[count + 1]), parts))
         return found
     stmt = stmt.options(*_loading(target, column))
     # A session of its own sees the rows as they are, whatever the user's session holds of them.
     with Session(connection, join_transaction_mode="rollback_only", autoflush=False) as session:
         entities = session.execute(stmt).all()
-        return [_state(column, tuple(row[: len(keys)]), row[-3], bool(row[-2]), row[-1]) for row in entities]
-
-
-class _Texts:
-    """The attributes of a row that make its text."""
-
-    def __init__(self, values: Iterable[tuple[str, Any]]) -> None:
-        self.__dict__.update(values)
+        return [
+            RowState(tuple(row[: len(keys)]), *_made(column.text_of, row[-1]), row[-3], bool(row[-2]))
+            for row in entities
+        ]
 
 
 def _loading(target: Target, column: EmbeddedColumn) -> list[Any]:
@@ -165,22 +160,17 @@ def _loading(target: Target, column: EmbeddedColumn) -> list[Any]:
     return options
 
 
-def _state(
-    column: EmbeddedColumn,
-    key: Key,
-    stored: str | None,
-    has_vector: bool,
-    entity: Any,
-    parts: tuple[Any, ...] | None = None,
-) -> RowState:
+def _made(make: Callable[[Any], str | None], of: Any) -> tuple[str | None, str | None]:
+    """Return the text of a row, and why there is none that can be embedded."""
     try:
-        text, error = column.text_of(entity), None
+        return make(of), None
     except SQLAlchemyError:
         raise
+    except InvalidText as fault:
+        return None, str(fault)
     except Exception as fault:
         # A function of the user may fail in any way at a row, which must not keep the others from being embedded.
-        text, error = None, str(fault) if isinstance(fault, InvalidText) else f"the source failed: {_where(fault)}"
-    return RowState(key, text, error, stored, has_vector, parts)
+        return None, f"the source failed: {_where(fault)}"
 
 
 def _where(fault: Exception) -> str:
@@ -189,7 +179,7 @@ def _where(fault: Exception) -> str:
     return f"{type(fault).__name__} in {Path(last.filename).name}, line {last.lineno}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Write:
     """A vector and its fingerprint for a row, both None for a row without text."""
 
@@ -222,13 +212,9 @@ def _write(
     if not rows:
         return
     lean = target.lean
-    news = {lean.c[c.name]: bindparam(f"new_{number}", type_=c.type) for number, c in enumerate(columns)}
+    names = [f"new_{number}" for number in range(len(columns))] + [f"key_{n}" for n in range(len(target.key_columns))]
+    news = {lean.c[c.name]: bindparam(name, type_=c.type) for name, c in zip(names, columns, strict=False)}
     stmt = update(lean).values(news)
-    for number, key in enumerate(target.key_columns):
-        stmt = stmt.where(lean.c[key.name] == bindparam(f"key_{number}", type_=key.type))
-    parameters = [
-        {f"new_{number}": value for number, value in enumerate(values)}
-        | {f"key_{number}": value for number, value in enumerate(key)}
-        for key, values in rows
-    ]
-    connection.execute(stmt, parameters)
+    for name, key in zip(names[len(columns) :], target.key_columns, strict=True):
+        stmt = stmt.where(lean.c[key.name] == bindparam(name, type_=key.type))
+    connection.execute(stmt, [dict(zip(names, (*values, *key), strict=True)) for key, values in rows])
