@@ -244,7 +244,7 @@ def _complain(event: Event, error: Exception) -> None:
 
 def _log(event: Event) -> None:
     if isinstance(event, Outage):
-        what = event.name if event.of == "embedder" else "the database"
+        what = "the database" if event.of == "database" else event.name
         if event.pause is None:
             logger.warning("%s cannot be used, its rows are left to a worker: %s", what, event.reason)
         else:

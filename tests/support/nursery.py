@@ -241,13 +241,17 @@ class _Scene:
             session.add_all(self.base.Article(title=f"title {n}", body="body") for n in range(count))
 
 
-def main() -> None:
-    """Fork for each order that comes in, a line each, and answer with the number of the process."""
+def main(make_scene: Callable[..., Any] = _Scene) -> None:
+    """Fork for each order that comes in, a line each, and answer with the number of the process.
+
+    Args:
+        make_scene: makes what all children share, of the first line; its methods are what they can do.
+    """
     # Lost connections, and editors who delete one row, are what is meant to happen here.
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore", SAWarning)
     first = json.loads(sys.stdin.readline())
-    scene = _Scene(**first)
+    scene = make_scene(**first)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         order = json.loads(line)
@@ -294,16 +298,20 @@ class Nursery:
     def __init__(
         self, url: URL, log: Path, *, related: bool = False, when: str = "worker", has_rows: bool = False
     ) -> None:
+        address = url.render_as_string(hide_password=False)
+        self._begin("tests.support.nursery", url=address, log=str(log), related=related, when=when, has_rows=has_rows)
+
+    def _begin(self, module: str, **scene: Any) -> None:
+        """Start the process: a module that calls :func:`main`, and the first line for it."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.nursery"],
+            [sys.executable, "-m", module],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
         self._living: set[int] = set()
-        address = url.render_as_string(hide_password=False)
-        self._ask(url=address, log=str(log), related=related, when=when, has_rows=has_rows)
+        self._ask(**scene)
 
     def _ask(self, **order: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
