@@ -38,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "backends(*names, family=None, is_async=None, plugin=None): run a test that takes `backend` only on "
         "the backends named, or only on those with these properties",
     )
+    config.addinivalue_line(
+        "markers", "long: kills, faults and random programs; they run with the newest versions of everything only"
+    )
 
 
 RUN = pytest.StashKey[elasticsearch_server.Run]()

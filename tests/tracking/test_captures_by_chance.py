@@ -14,6 +14,8 @@ from tests.support.backends import AnyEngine, Backend
 from tests.tracking.captured import Captured, entries, library
 from tests.tracking.test_captures import enforce_references
 
+pytestmark = pytest.mark.long
+
 IDS = st.sampled_from(["1", "2", "3"])
 REFERENCES = st.sampled_from(["NULL", "1", "2", "3"])
 WORDS = st.sampled_from(["NULL", "'u'", "'v'", "'U'", "''"])

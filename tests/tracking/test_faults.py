@@ -23,6 +23,8 @@ from tests.support.points import Boom, PointedEmbedder, Points, boom, cut_all
 from tests.tracking.conftest import Tracked
 from tests.tracking.models import article_models
 
+pytestmark = pytest.mark.long
+
 Make = Callable[..., Tracked]
 
 WORKER_STEPS = {

@@ -22,6 +22,8 @@ from tests.support.invariant import find
 from tests.support.nursery import BATCH, Nursery, nursery, repeated
 from tests.support.restarting import mortal_server
 
+pytestmark = pytest.mark.long
+
 Disturb = Callable[[Nursery, list[int]], None]
 
 

@@ -24,6 +24,8 @@ from tests.support.points import Boom, PointedEmbedder, Points
 from tests.tracking.conftest import Tracked
 from tests.tracking.models import article_models
 
+pytestmark = pytest.mark.long
+
 Make = Callable[..., Tracked]
 Patch = pytest.MonkeyPatch
 Situation = Callable[[Make], None]

@@ -27,6 +27,8 @@ from tests.support.backends import Backend
 from tests.tracking.models import DIM, CountingEmbedder
 from tests.tracking.stale import digest_of, joined
 
+pytestmark = pytest.mark.long
+
 RUNS = int(os.environ.get("SQLA_VECTOR_RUNS", "25"))
 STEPS = int(os.environ.get("SQLA_VECTOR_STEPS", "30"))
 SHRINK = "SQLA_VECTOR_SHRINK" in os.environ
