@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
-from sqla_vector.elasticsearch.actions import Action, Verdict, verdicts
+from sqla_vector.elasticsearch.actions import Action, Verdict, request, verdicts
 from sqla_vector.elasticsearch.errors import failure_of, typed_error
 from sqla_vector.elasticsearch.index import SearchIndex
 from sqla_vector.elasticsearch.steps import Ask
@@ -121,9 +121,8 @@ class Sender:
         """
         if not actions:
             return []
-        lines = [line for action in actions for line in action.lines]
         try:
-            answer = yield from self.ask("bulk", index=alias, operations=lines, require_alias=True)
+            answer = yield from self.ask("bulk", index=alias, operations=request(actions), require_alias=True)
         except (SearchUnavailable, IndexMissing):
             raise
         except SearchError as error:
