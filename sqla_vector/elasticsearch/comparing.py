@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from sqlalchemy import Connection
 
 from sqla_vector.elasticsearch.documents import Document
 from sqla_vector.elasticsearch.index import SearchIndex
@@ -19,7 +18,7 @@ from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS
 from sqla_vector.elasticsearch.specs import DenseVectorSpec, FieldSpec
 from sqla_vector.elasticsearch.sweep import check_whole, key_or_none, read_all
 from sqla_vector.elasticsearch.sync import check_not_restored
-from sqla_vector.elasticsearch.writing import together
+from sqla_vector.elasticsearch.writing import Crew
 from sqla_vector.tracking.entries import existing
 from sqla_vector.tracking.outbox import DEAD, PENDING
 from sqla_vector.tracking.progress import Meter
@@ -28,6 +27,7 @@ from sqla_vector.tracking.targets import Key
 
 __all__ = ["Comparison", "fields_that_differ"]
 
+_COLUMNS: Final = (f"{META_FIELD}.hash", f"{META_FIELD}.key")
 _ROUNDS: Final = 6
 """How often a document that somebody is changing is looked at."""
 _NEAR: Final = 1e-5
@@ -56,7 +56,10 @@ def fields_that_differ(
             both = name in source and name in document.body
             if not (both and _is_same(index.fields.get(name), document.body[name], source[name], is_near=is_near)):
                 found.append(name)
-    return (*found, *(f"{META_FIELD}.{name}" for name in ("hash", "key") if about.get(name) != wanted[name]))
+    return (
+        *found,
+        *(name for name in _COLUMNS if about.get(name.rpartition(".")[2]) != wanted[name.rpartition(".")[2]]),
+    )
 
 
 def _is_same(spec: FieldSpec | None, ours: Any, theirs: Any, *, is_near: bool) -> bool:
@@ -73,9 +76,10 @@ def _is_same(spec: FieldSpec | None, ours: Any, theirs: Any, *, is_near: bool) -
 
 @dataclass
 class _Page:
-    """Rows or documents that are looked at together."""
+    """What was found of rows or documents that are looked at together."""
 
-    keys: Sequence[Key] = ()
+    rows: int = 0
+    documents: int = 0
     differences: list[Difference] = field(default_factory=list)
     pending: int = 0
     dead: int = 0
@@ -127,7 +131,6 @@ class Comparison:
     is_stopping: Callable[[], bool]
     stop: Callable[[], object]
     _drawn: int = 0
-    _after: Key | None = None
 
     def run(self) -> Steps[None]:
         """Compare everything, unless told to stop.
@@ -137,10 +140,14 @@ class Comparison:
             IndexMissing: there is no index.
             SearchError: a shard did not answer, so that nothing can be said.
         """
-        yield from together(self._next, self._compare, self._count, self.workers, self.stop)
+        yield from self._in_pages(self._all_rows)
         if not self.is_stopping():
-            yield from read_all(self._insist, self.alias, self._compare_back, page=self.page)
+            yield from self._in_pages(self._all_documents)
         self.report.is_complete = not self.is_stopping()
+
+    def _in_pages(self, orders: Callable[[Crew[_Page]], Steps[None]]) -> Steps[None]:
+        crew = Crew(self.workers, self._settle, self.stop)
+        yield from crew.run(lambda: orders(crew))
 
     @property
     def _index(self) -> SearchIndex:
@@ -151,64 +158,74 @@ class Comparison:
 
     # All rows.
 
-    def _next(self) -> Steps[_Page | None]:
-        if self.is_stopping():
-            return None
-        keys = yield from self.rows.after(self._after, self.page)
-        if not keys:
-            return None
-        self._after = keys[-1]
-        return _Page(keys)
+    def _all_rows(self, crew: Crew[_Page]) -> Steps[None]:
+        after: Key | None = None
+        while not self.is_stopping() and (keys := (yield from self.rows.after(after, self.page))):
+            after = keys[-1]
+            yield from crew.add(self._compare(keys))
 
-    def _compare(self, page: _Page) -> Steps[_Page]:
-        looks = [_Look(self.rows.id_of(key), key) for key in page.keys]
-        stored = yield from self._stored(looks)
-        documents = yield from self.rows.documents(page.keys)
-        # What is in the index and not in the database any more is found by its document.
-        suspects = [
-            look
-            for look in looks
-            if look.key in documents and self._verdict(documents[look.key], self._of(look, stored))
-        ]
-        yield from self._judge(page, suspects)
+    def _compare(self, keys: Sequence[Key]) -> Steps[_Page]:
+        looks = [_Look(self.rows.id_of(key), key) for key in keys]
+        if self.fast:
+            # What is there is compared when all documents are read.
+            found = yield from self._get([look.id for look in looks if look.id is not None], source=False)
+            suspects = [look for look in looks if look.id not in found]
+        else:
+            stored = yield from self._stored(looks)
+            documents = yield from self.rows.documents(keys)
+            suspects = [
+                look
+                for look in looks
+                if look.key in documents and self._verdict(documents[look.key], self._of(look, stored))
+            ]
+        page = _Page(rows=len(keys))
         # A row that is deleted meanwhile is found by its document.
-        page.differences = [one for one in page.differences if one.kind != "extra"]
+        yield from self._judge(page, suspects, ("missing",) if self.fast else ("missing", "stale"))
         return page
-
-    def _count(self, page: _Page) -> Steps[None]:
-        self.report.rows += len(page.keys)
-        yield from self._settle(page)
-        yield from self.meter.advance(len(page.keys))
 
     # All documents.
 
-    def _compare_back(self, hits: Sequence[Any]) -> Steps[None]:
+    def _all_documents(self, crew: Crew[_Page]) -> Steps[None]:
+        def order(hits: Sequence[Any]) -> Steps[None]:
+            yield from crew.add(self._compare_back(hits))
+
+        # By what is kept in columns: of _source the server would have to read all to give a part of it.
+        options = {"docvalue_fields": list(_COLUMNS)} if self.fast else None
+        yield from read_all(self._insist, self.alias, order, page=self.page, options=options)
+
+    def _compare_back(self, hits: Sequence[Any]) -> Steps[_Page]:
         yield from self._check_versions(hits)
         looks = [_Look(hit["_id"], key_or_none(self._index, hit["_id"])) for hit in hits]
         keys = [look.key for look in looks if look.key is not None]
-
-        def read(connection: Connection) -> set[Key | None]:
-            return existing(connection, self._index.target, keys)
-
-        there = yield from self.rows.read(read)
-        page = _Page()
-        yield from self._judge(page, [look for look in looks if look.key is None or look.key not in there])
-        self.report.documents += len(hits)
+        page = _Page(documents=len(hits))
+        if self.fast:
+            documents = yield from self.rows.documents(keys)
+            suspects = [
+                look
+                for look, hit in zip(looks, hits, strict=True)
+                if look.key is None or look.key not in documents or not _has_hash(documents[look.key], hit)
+            ]
+        else:
+            there = yield from self.rows.read(lambda connection: existing(connection, self._index.target, keys))
+            suspects = [look for look in looks if look.key is None or look.key not in there]
         # What has a row was compared with it already.
-        page.differences = [one for one in page.differences if one.kind == "extra"]
-        yield from self._settle(page)
-        yield from self.meter.advance(len(hits))
+        yield from self._judge(page, suspects, ("extra", "stale") if self.fast else ("extra",))
+        return page
 
     def _settle(self, page: _Page) -> Steps[None]:
+        self.report.rows += page.rows
+        self.report.documents += page.documents
         self.report.pending += page.pending
         self.report.dead += page.dead
         self.report.add(page.differences, self.examples)
         if self.repair is not None and page.differences:
             yield from self.repair(page.differences)
+        yield from self.meter.advance(page.rows + page.documents)
 
     # What differs.
 
-    def _judge(self, page: _Page, suspects: Sequence[_Look]) -> Steps[None]:
+    def _judge(self, page: _Page, suspects: Sequence[_Look], kinds: Sequence[Kind]) -> Steps[None]:
+        """Look at documents again, and note those that differ in one of some ways."""
         rest = list(suspects)
         for number in range(_ROUNDS):
             if not rest or (number and (yield Pause(0.02 * 2.0**number))):
@@ -227,6 +244,7 @@ class Comparison:
             ]
         # They change all the time, so that entries come all the time.
         page.pending += len(rest)
+        page.differences = [one for one in page.differences if one.kind in kinds]
 
     def _is_settled(
         self,
@@ -314,6 +332,14 @@ class Comparison:
             # Whoever writes has drawn the number before, so that this one is larger.
             self._drawn = yield from self.rows.draw()
             check_not_restored(newest, self._drawn, self._index)
+
+
+def _has_hash(document: Document, hit: Any) -> bool:
+    """Tell whether a document says that it has the contents of the row's, by its columns."""
+    if document.error is not None:
+        return False
+    fields, about = hit.get("fields") or {}, document.body[META_FIELD]
+    return all(fields.get(name) == [about[name.rpartition(".")[2]]] for name in _COLUMNS)
 
 
 def _version(hit: Any) -> int | None:

@@ -13,7 +13,7 @@ from sqla_vector.elasticsearch.index import SearchIndex
 from sqla_vector.elasticsearch.report import CheckReport, Difference
 from sqla_vector.elasticsearch.standby import Filled, Standby
 from sqla_vector.elasticsearch.task import IndexTask
-from sqla_vector.elasticsearch.writing import Writer, Written, together
+from sqla_vector.elasticsearch.writing import Crew, Writer, Written
 from sqla_vector.exc import DatabaseRestored, InvalidDocument, InvalidOption, SearchError
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.dead import Selection, replay
@@ -229,7 +229,7 @@ class Rebuild(IndexTask):
         total = filled.rows + (yield from self._rows.count(filled.after))
         meter = Meter(self._index.name, total, self._on_progress, filled.rows)
         load = _Load(self, filled, report, meter, filled.after)
-        yield from together(load.next, load.work, load.done, self._workers, self.stop)
+        yield from load.run()
         filled.is_loaded = load.is_exhausted
         yield from self._standby.save(filled)
         if load.is_exhausted:
@@ -332,26 +332,29 @@ class _Load:
         """Whether all rows are written."""
         return self.is_at_end and not self._waiting
 
-    def next(self) -> Steps[_Page | None]:
-        """Return the next rows, None after the last one or when the run is to stop."""
-        rebuild = self.rebuild
-        if rebuild._stopping or self.is_at_end:
-            return None
-        keys = yield from rebuild._rows.after(self.after, rebuild._page)
-        if not keys:
-            self.is_at_end = True
-            return None
-        page = _Page(self._number, keys)
-        self._number, self.after = self._number + 1, keys[-1]
-        self._waiting[page.number] = page
-        return page
+    def run(self) -> Steps[None]:
+        """Write all rows, unless told to stop."""
+        crew = Crew(self.rebuild._workers, self._done, self.rebuild.stop)
 
-    def work(self, page: _Page) -> Steps[_Page]:
+        def orders() -> Steps[None]:
+            while not self.rebuild._stopping:
+                keys = yield from self.rebuild._rows.after(self.after, self.rebuild._page)
+                if not keys:
+                    self.is_at_end = True
+                    return
+                page = _Page(self._number, keys)
+                self._number, self.after = self._number + 1, keys[-1]
+                self._waiting[page.number] = page
+                yield from crew.add(self._work(page))
+
+        yield from crew.run(orders)
+
+    def _work(self, page: _Page) -> Steps[_Page]:
         """Write the documents of a page."""
         page.result = yield from self.rebuild._writer.write(page.keys)
         return page
 
-    def done(self, page: _Page) -> Steps[None]:
+    def _done(self, page: _Page) -> Steps[None]:
         """Count a page, and write down now and then how far everything is done."""
         assert page.result is not None
         yield from self.rebuild._note_refused(self.report, page.result)

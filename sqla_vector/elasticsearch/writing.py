@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from sqla_vector.elasticsearch.actions import Action, Verdict, delete_action, index_action, parts
 from sqla_vector.elasticsearch.rows import Rows
@@ -15,7 +15,7 @@ from sqla_vector.exc import IndexMissing, SearchUnavailable
 from sqla_vector.tracking.steps import AnyOf, Start, Steps
 from sqla_vector.tracking.targets import Key
 
-__all__ = ["Writer", "Written", "together"]
+__all__ = ["Crew", "Writer", "Written"]
 
 T = TypeVar("T")
 
@@ -142,45 +142,45 @@ class Writer:
         return number
 
 
-def together(
-    produce: Callable[[], Steps[T | None]],
-    work: Callable[[T], Steps[T]],
-    done: Callable[[T], Steps[None]],
-    workers: int,
-    stop: Callable[[], object],
-) -> Steps[None]:
-    """Have what is produced worked off, so many at the same time.
+class Crew(Generic[T]):
+    """Has steps done at the same time: in threads, in asynchronous programs in tasks.
 
     Args:
-        produce: returns the next one, None after the last one.
-        work: is run in a thread of its own, or in a task; alone if there is one worker.
-        done: is given each one that is worked off, in the order in which they end, and here.
-        workers: how many at a time.
+        workers: how many at a time; a single one works in the caller's place.
+        done: is given each result, in the order in which they come.
         stop: is called if one fails; the others are finished then, and the error is raised.
     """
-    running: list[Any] = []
-    at_end = False
-    try:
-        while not at_end or running:
-            ended = []
-            one = None if at_end else (yield from produce())
-            at_end = one is None
-            if one is not None:
-                if workers == 1:
-                    ended.append((yield from work(one)))
-                else:
-                    running.append((yield Start(work(one))))
-            if running and (at_end or len(running) >= workers):
-                finished = yield AnyOf(list(running))
-                running = [run for run in running if run not in finished]
-                ended += [run.result() for run in finished]
-            for result in ended:
-                yield from done(result)
-    except GeneratorExit:
-        raise
-    except BaseException:
-        stop()
-        while running:
-            finished = yield AnyOf(list(running))
-            running = [run for run in running if run not in finished]
-        raise
+
+    def __init__(self, workers: int, done: Callable[[T], Steps[None]], stop: Callable[[], object]) -> None:
+        self._workers, self._done, self._stop = workers, done, stop
+        self._running: list[Any] = []
+
+    def run(self, orders: Callable[[], Steps[None]]) -> Steps[None]:
+        """Do steps that call :meth:`add`, and wait until all is done that they have added."""
+        try:
+            yield from orders()
+            while self._running:
+                yield from self._wait()
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._stop()
+            while self._running:
+                finished = yield AnyOf(list(self._running))
+                self._running = [run for run in self._running if run not in finished]
+            raise
+
+    def add(self, steps: Steps[T]) -> Steps[None]:
+        """Begin with steps, and wait if there are enough that are begun."""
+        if self._workers == 1:
+            yield from self._done((yield from steps))
+            return
+        self._running.append((yield Start(steps)))
+        if len(self._running) >= self._workers:
+            yield from self._wait()
+
+    def _wait(self) -> Steps[None]:
+        finished = yield AnyOf(list(self._running))
+        self._running = [run for run in self._running if run not in finished]
+        for run in finished:
+            yield from self._done(run.result())
