@@ -1,4 +1,4 @@
-"""Faults between the adapter and a node: nothing is acknowledged that is not there, nothing is lost, nothing comes back.
+"""Faults between the adapter and a node: nothing is acknowledged that is not there, nothing is lost or comes back.
 
 The numbers are small here; ``make soak-elasticsearch`` sets larger ones.
 """
@@ -150,13 +150,12 @@ def test_faults_of_all_requests_are_lived_through(s: Synced) -> None:
     random.shuffle(faults)
     editor = Editor(s.base, s.sessions, "editor")
     watcher = Watcher(s.engine, s.client, s.base)  # type: ignore[arg-type]
-    with FaultProxy(s.url, faults, matching="/") as proxy:
-        with syncs(s, proxy.url, 2, batch_size=4) as crew:
-            while proxy.remaining:
-                crew.check("all faults have happened")
-                edit(editor)
-                watcher.look()
-            crew.wait_until(lambda: not watcher.pending(), "all is written")
+    with FaultProxy(s.url, faults, matching="/") as proxy, syncs(s, proxy.url, 2, batch_size=4) as crew:
+        while proxy.remaining:
+            crew.check("all faults have happened")
+            edit(editor)
+            watcher.look()
+        crew.wait_until(lambda: not watcher.pending(), "all is written")
     assert s.entries() == []
     assert s.differences() == []
 
