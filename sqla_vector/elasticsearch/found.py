@@ -36,7 +36,7 @@ class FoundList:
         return "text" if self.knn is None else "vector"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """A row in its place."""
 
@@ -58,6 +58,7 @@ def found_list(
         bounded: leave out by its score what is farther than the query's bound.
     """
     found = FoundList(knn, [], {}, {}, [])
+    bound = knn if bounded and knn is not None and knn.max_distance is not None else None
     for hit in answer["hits"]["hits"]:
         name = hit["_id"]
         try:
@@ -66,7 +67,7 @@ def found_list(
             found.foreign.append(name)
             continue
         score = hit["_score"] or 0.0
-        if bounded and knn is not None and not knn.is_near(knn.distance(score)):
+        if bound is not None and not bound.is_near(bound.distance(score)):
             continue
         found.scores.append((key, score))
         found.ids[key] = name

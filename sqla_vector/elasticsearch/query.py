@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -36,6 +36,14 @@ _OVERSAMPLES: Final = (("int8", 2.0), ("int4", 3.0), ("bbq", 5.0))
 _FULL_PRECISION: Final = frozenset({"hnsw", "flat"})
 _FIELD: Final = re.compile(r"([^\^]+)(?:\^(\d{1,6}(?:\.\d{1,6})?))?\Z")
 _SHOULD_MATCH: Final = re.compile(r"-?\d{1,3}%?\Z")
+
+
+_DISTANCES: Final[Mapping[str, Callable[[float, int], float]]] = {
+    "cosine": lambda score, dim: 2.0 - 2.0 * score,
+    "l2": lambda score, dim: math.sqrt(max(1.0 / score - 1.0, 0.0)),
+    "inner_product": lambda score, dim: 1.0 - score if score >= 1.0 else 1.0 / score - 1.0,
+    "hamming": lambda score, dim: (1.0 - score) * dim,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +158,7 @@ class KnnQuery:
 
         Source: Elasticsearch's manual on ``dense_vector``, how ``_score`` follows from each similarity.
         """
-        match self.spec.metric:
-            case "cosine":
-                return 2.0 - 2.0 * score
-            case "l2":
-                return math.sqrt(max(1.0 / score - 1.0, 0.0))
-            case "inner_product":
-                return -(score - 1.0 if score >= 1.0 else 1.0 - 1.0 / score)
-            case _:
-                return (1.0 - score) * self.spec.dim
+        return _DISTANCES[self.spec.metric](score, self.spec.dim)
 
     def similarity(self, distance: float) -> float:
         """Return the similarity of a distance."""

@@ -16,7 +16,8 @@ __all__ = ["Bucket", "Cursor", "PartHit", "SearchHit", "SearchPage"]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+# Hits are not frozen: making a frozen one takes ten times as long, which shows in searches for keys alone.
+@dataclass(slots=True)
 class PartHit:
     """What one of several lists has of a row."""
 
@@ -29,7 +30,7 @@ class PartHit:
     similarity: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SearchHit(Generic[T]):
     """A row that was found."""
 
