@@ -18,13 +18,14 @@ PROGRAMS = {
     "memory": "memory while a generator of a million rows is loaded",
     "migrations": "both databases: what comparing models with vectors adds to Alembic's autogenerate",
     "tracking": "both databases: flushes of tracked sessions, the worker, check",
+    "elasticsearch": "PostgreSQL and Elasticsearch: a full load, searches, the lag of a change",
     "scaling": "both databases: how searches grow with rows and dimension",
 }
 
 
 def main(arguments: list[str] | None = None) -> list[Figure | Point]:
     """Run programs, print their figures, and keep them if they have their full size."""
-    listed = "\n".join(f"  {name:10} {says}" for name, says in PROGRAMS.items())
+    listed = "\n".join(f"  {name:13} {says}" for name, says in PROGRAMS.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog=f"programs:\n{listed}", formatter_class=argparse.RawTextHelpFormatter
     )

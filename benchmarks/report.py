@@ -23,6 +23,7 @@ GROUPS = (
     "PostgreSQL, searching",
     "SQLite",
     "Tracking",
+    "Elasticsearch",
     "Costs",
 )
 
