@@ -30,7 +30,8 @@ def findings(application: Application, server: Server) -> Iterator[Finding]:
     subject = "elasticsearch"
     try:
         with translated(application.indexes[0].name):
-            yield _version(subject, str(server.blocking.info()["version"]["number"]))
+            nodes = server.blocking.nodes.info(metric="http", filter_path="nodes.*.version")["nodes"]
+            yield _version(subject, min((str(node["version"]) for node in nodes.values()), key=_numbers))
     except SearchUnavailable as error:
         yield Finding("fail", subject, str(error))
         return
@@ -43,9 +44,9 @@ def findings(application: Application, server: Server) -> Iterator[Finding]:
 
 
 def _version(subject: str, version: str) -> Finding:
-    found = tuple(int(part) for part in version.split("-")[0].split(".")[:2])
+    found = _numbers(version)
     client = ".".join(map(str, elasticsearch.__version__[:3]))
-    if found < _OLDEST:
+    if found[:2] < _OLDEST:
         return Finding("fail", subject, f"is version {version}, and {'.'.join(map(str, _OLDEST))} is needed at least")
     if elasticsearch.__version__[0] > found[0]:
         return Finding(
@@ -55,6 +56,10 @@ def _version(subject: str, version: str) -> Finding:
             f"on; pip install 'elasticsearch<{found[0] + 1}'",
         )
     return Finding("ok", subject, f"version {version}, client {client}; nothing that is used takes a licence")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.partition("-")[0].split("."))
 
 
 def _index(application: Application, server: Server, index: SearchIndex) -> Iterator[Finding]:
