@@ -202,14 +202,21 @@ class Rebuild(IndexTask):
         else:
             yield from self._check_not_restored(filled)
         report.physical, report.rows, report.resumed_at = filled.physical, filled.rows, filled.rows
-        if not filled.is_loaded:
-            yield from self._load(filled, report)
-            report.load_seconds = time.monotonic() - begun
-        if filled.is_loaded and not self._stopping:
-            yield from self._standby.prepare(filled)
-            yield from self._verify(report)
-            while not self._stopping and not (yield from self._standby.wait_for_replicas(filled)):
-                pass
+        try:
+            if not filled.is_loaded:
+                yield from self._load(filled, report)
+                report.load_seconds = time.monotonic() - begun
+            if filled.is_loaded and not self._stopping:
+                yield from self._standby.prepare(filled)
+                yield from self._verify(report)
+        except DatabaseRestored:
+            # That is said of the index that is searched, for which this is the cure.
+            raise DatabaseRestored(
+                f"{filled.physical} has versions that the database has not come to: it was restored from a backup "
+                "after that index was begun; abandon() the index and begin again"
+            ) from None
+        while filled.is_loaded and not self._stopping and not (yield from self._standby.wait_for_replicas(filled)):
+            pass
         if not self._stopping and report.check is not None:
             yield from self._replace(filled, report)
         report.seconds = time.monotonic() - begun

@@ -374,6 +374,20 @@ def test_the_new_index_is_repaired_before_it_takes_the_place_of_the_old_one(fill
     assert f.differences() == []
 
 
+@pytest.mark.backends("psycopg")
+def test_an_index_with_versions_of_another_database_does_not_take_the_place_of_the_old_one(filled: Make) -> None:
+    f = filled(20)
+    first = f.rebuild()
+
+    def tamper(progress: Any) -> None:
+        options: dict[str, Any] = {"version": 10**9, "version_type": "external", "document": {"title": "later"}}
+        f.client.index(index=f"{f.index.name}-rebuild", id="7", **options)
+
+    with pytest.raises(DatabaseRestored, match=r"after that index was begun; abandon\(\)"):
+        f.rebuild(on_progress=tamper)
+    assert f.behind() == [first.physical]
+
+
 @ONE_OF_EACH
 def test_names_that_are_taken_are_left_alone(filled: Make) -> None:
     f = filled(3)
