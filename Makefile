@@ -31,7 +31,7 @@ PINS = pyproject.toml $(wildcard requirements/*.txt)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-state lint format bench docs wheel pins clean distclean
+.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-elasticsearch soak-state lint format bench docs wheel pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -67,6 +67,12 @@ soak: export SQLA_VECTOR_TEST_TERMINATIONS = 300
 soak: export SQLA_VECTOR_TEST_RESTARTS = 20
 soak: .venv/.installed-test  ## workers and PostgreSQL killed 1,820 times: nothing lost, nothing stale
 	.venv/bin/python -m pytest -s tests/tracking/test_kill.py $(PYTEST_ARGS)
+
+soak-elasticsearch: export SQLA_VECTOR_TEST_ELASTICSEARCH_FAULTS = 500
+soak-elasticsearch: export SQLA_VECTOR_TEST_ELASTICSEARCH_KILLS = 100
+soak-elasticsearch: export SQLA_VECTOR_TEST_ELASTICSEARCH_NODE_KILLS = 5
+soak-elasticsearch: .venv/.installed-test  ## 500 faults on the way to Elasticsearch, 100 kills of what writes to it, 5 of nodes
+	.venv/bin/python -m pytest -s $(addprefix tests/elasticsearch/test_,faults.py kill.py cluster.py) $(PYTEST_ARGS)
 
 soak-state: export SQLA_VECTOR_RUNS = 500
 soak-state: export SQLA_VECTOR_STEPS = 50

@@ -6,7 +6,6 @@ import gc
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from elasticsearch import Elasticsearch
 from sqlalchemy import URL, make_url

@@ -17,7 +17,7 @@ from tests.support.backends import AnyEngine, Backend
 from tests.tracking.models import CountingEmbedder, article_models
 
 
-def mirrored_models(name: str, *, triggers: bool = False, when: str = "worker") -> Any:
+def mirrored_models(name: str, *, triggers: bool = False, when: str = "worker", settings: Any = None) -> Any:
     """Return the models of ``article_models()`` with an index of articles as ``Base.index``."""
     base = article_models(when)
     base.index = SearchIndex(
@@ -31,6 +31,7 @@ def mirrored_models(name: str, *, triggers: bool = False, when: str = "worker") 
             "embedding": DenseVector("embedding", index="flat"),
         },
         outbox=base.outbox,
+        settings=settings,
     )
     if triggers:
         outbox_triggers(base, base.outbox)

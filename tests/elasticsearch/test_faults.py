@@ -28,6 +28,8 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.faults import Answer, Fault, Items, Late, Reset, Truncated, Twice, random_faults
 from tests.support.nursery import Editor
 
+pytestmark = pytest.mark.long
+
 QUICK = {"poll": 0.01, "backoff": 0.01, "max_backoff": 0.05, "timeout": 0.5, "lease": 3.0}
 """What a sync has to be told so that it loses no time over faults."""
 

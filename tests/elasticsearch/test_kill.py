@@ -28,6 +28,8 @@ from tests.support.backends import AnyEngine, Backend
 from tests.support.elasticsearch import own_node
 from tests.support.nursery import Editor
 
+pytestmark = pytest.mark.long
+
 Disturb = Callable[[SyncNursery, list[int]], None]
 
 
