@@ -13,11 +13,10 @@ from sqla_vector.elasticsearch.index import SearchIndex
 from sqla_vector.elasticsearch.names import META_FIELD
 from sqla_vector.elasticsearch.report import CheckReport, Difference, Kind
 from sqla_vector.elasticsearch.rows import Rows
-from sqla_vector.elasticsearch.sending import Sender
+from sqla_vector.elasticsearch.sending import Sender, check_not_restored
 from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS
 from sqla_vector.elasticsearch.specs import DenseVectorSpec, FieldSpec
 from sqla_vector.elasticsearch.sweep import check_whole, key_or_none, read_all
-from sqla_vector.elasticsearch.sync import check_not_restored
 from sqla_vector.elasticsearch.writing import Crew
 from sqla_vector.tracking.entries import existing
 from sqla_vector.tracking.outbox import DEAD, PENDING

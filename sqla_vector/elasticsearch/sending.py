@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 
@@ -14,17 +14,20 @@ from sqla_vector.elasticsearch.actions import Action, Verdict, request, verdicts
 from sqla_vector.elasticsearch.errors import failure_of, typed_error
 from sqla_vector.elasticsearch.index import SearchIndex
 from sqla_vector.elasticsearch.steps import Ask
-from sqla_vector.elasticsearch.sync import check_not_restored
-from sqla_vector.exc import IndexMissing, InvalidOption, SearchError, SearchUnavailable
+from sqla_vector.exc import DatabaseRestored, IndexMissing, InvalidOption, SearchError, SearchUnavailable
 from sqla_vector.tracking.outbox import draw
 from sqla_vector.tracking.patience import Backoff, is_passing, said
 from sqla_vector.tracking.steps import Call, Pause, Steps, Transaction
 
-__all__ = ["Patience", "Sender", "check_client"]
+__all__ = ["Patience", "Sender", "check_client", "check_not_restored"]
 
 logger = logging.getLogger("sqla_vector.elasticsearch")
 
 T = TypeVar("T")
+
+_OF_DOCUMENTS: Final = (400, 413)
+"""Refusals of a bulk request as a whole for what is in it.  Others are of servers that cannot, or of programs between
+here and there."""
 
 
 def check_client(client: object, *, is_async: bool) -> Any:
@@ -84,11 +87,13 @@ class Sender:
         client: ``Elasticsearch``, or ``AsyncElasticsearch`` in asynchronous programs.
         index: what is declared.
         timeout: seconds after which a request counts as failed.
+        refresh: of bulk requests: ``"wait_for"``, or None to leave it to the index.
     """
 
-    def __init__(self, client: Any, index: SearchIndex, timeout: float) -> None:
+    def __init__(self, client: Any, index: SearchIndex, timeout: float, refresh: str | None = None) -> None:
         self._client = client.options(request_timeout=timeout, max_retries=0)
         self._index = index
+        self._bulk = {"require_alias": True} | ({} if refresh is None else {"refresh": refresh})
 
     def ask(self, method: str, **arguments: Any) -> Steps[Any]:
         """Call a method of the client, such as ``indices.refresh``, and return the answer.
@@ -104,6 +109,8 @@ class Sender:
             found = typed_error(error, self._index.name)
             if found is None:
                 raise
+            if method == "bulk" and type(found) is SearchError and _status(error) not in _OF_DOCUMENTS:
+                found = SearchUnavailable(str(found))
             # The cause would show its headers to whoever prints a traceback with local variables.
             raise found from None
         return answer.body
@@ -122,7 +129,7 @@ class Sender:
         if not actions:
             return []
         try:
-            answer = yield from self.ask("bulk", index=alias, operations=request(actions), require_alias=True)
+            answer = yield from self.ask("bulk", index=alias, operations=request(actions), **self._bulk)
         except (SearchUnavailable, IndexMissing):
             raise
         except SearchError as error:
@@ -175,3 +182,21 @@ class Sender:
             if hit["found"]:
                 found[asked] = hit
         return found
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status of an answer that is a failure, None if there was no answer."""
+    return getattr(error, "status_code", None)
+
+
+def check_not_restored(version: int, drawn: int, index: SearchIndex) -> None:
+    """See to it that no document has a version that the database has not come to.
+
+    Raises:
+        DatabaseRestored: it has, so that the database must have been put back to an earlier state.
+    """
+    if version > drawn:
+        raise DatabaseRestored(
+            f"{index.name} has a document of version {version:,}, and the database has come to {drawn:,} only: it was "
+            "restored from a backup, or is another one, and its changes would lose against the index's; rebuild it"
+        )

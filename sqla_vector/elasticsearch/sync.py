@@ -13,16 +13,14 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from sqla_vector.elasticsearch.actions import Action, Verdict, delete_action, index_action, parts, request, verdicts
+from sqla_vector.elasticsearch.actions import Action, Verdict, delete_action, index_action, parts
 from sqla_vector.elasticsearch.documents import document_id
-from sqla_vector.elasticsearch.errors import typed_error
 from sqla_vector.elasticsearch.index import SearchIndex
 from sqla_vector.elasticsearch.mapping import mapping_differences
 from sqla_vector.elasticsearch.names import REBUILD
-from sqla_vector.elasticsearch.steps import Ask
+from sqla_vector.elasticsearch.sending import Sender, check_client
 from sqla_vector.elasticsearch.sweep import sweep
 from sqla_vector.exc import (
-    DatabaseRestored,
     IndexDrift,
     IndexMissing,
     InvalidDocument,
@@ -38,7 +36,7 @@ from sqla_vector.tracking.jobs import Failure
 from sqla_vector.tracking.observe import BatchFinished, OnEvent, Outage, Outcome, RowFailed
 from sqla_vector.tracking.outbox import Entry, acknowledge, bury, claim, draw, is_held, is_pending, postpone
 from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
-from sqla_vector.tracking.steps import Call, Steps, Transaction
+from sqla_vector.tracking.steps import Steps, Transaction
 from sqla_vector.tracking.targets import Key
 
 __all__ = ["Sync"]
@@ -46,10 +44,6 @@ __all__ = ["Sync"]
 logger = logging.getLogger("sqla_vector.elasticsearch")
 
 _ALL: Final = "truncate"
-
-_OF_DOCUMENTS: Final = (400, 413)
-"""Refusals of a bulk request as a whole for what is in it.  Others are of servers that cannot, or of programs between
-here and there."""
 
 State = Literal["done", "late", "waiting"]
 
@@ -151,11 +145,6 @@ class Sync(Consumer[_Batch]):
             name=name,
             on_event=on_event,
         )
-        from elasticsearch import AsyncElasticsearch, Elasticsearch
-
-        if not isinstance(client, AsyncElasticsearch if self.is_async else Elasticsearch):
-            wanted = "AsyncElasticsearch" if self.is_async else "Elasticsearch"
-            raise InvalidOption(f"with these sessions the client is {wanted}, got {type(client).__name__}")
         if refresh not in (None, "wait_for"):
             raise InvalidOption(f'refresh= is "wait_for" or None, got {refresh!r}')
         self._index = index
@@ -168,8 +157,7 @@ class Sync(Consumer[_Batch]):
                 f"lease ({lease:g} s) must be longer than timeout ({timeout:g} s): others would take up what is "
                 "still being sent"
             )
-        self._client = client.options(request_timeout=self._timeout, max_retries=0)
-        self._refresh = refresh
+        self._sender = Sender(check_client(client, is_async=self.is_async), index, self._timeout, refresh)
         self._failures = 0
         self._closed_until = 0.0
         self._is_checked = False
@@ -282,18 +270,10 @@ class Sync(Consumer[_Batch]):
 
     def _ask(self, method: str, **arguments: Any) -> Steps[Any]:
         try:
-            answer = yield Call(Ask(method, arguments).call, (self._client,))
-        except Exception as error:
-            found = typed_error(error, self._index.name)
-            if found is None:
-                raise
-            is_of_documents = method == "bulk" and getattr(error, "status_code", None) in _OF_DOCUMENTS
-            if isinstance(found, SearchError) and not is_of_documents:
-                # It says nothing of the documents, which may be written as soon as somebody has seen to it.
-                found = SearchUnavailable(str(found))
-            # The cause would show its headers to whoever prints a traceback with local variables.
-            raise found from None
-        return answer.body
+            return (yield from self._sender.ask(method, **arguments))
+        except SearchError as error:
+            # It says nothing of the documents, which may be written as soon as somebody has seen to it.
+            raise SearchUnavailable(str(error)) from None
 
     def _check(self) -> Steps[None]:
         """See to it, once, that there is an index of the declared mapping: it would refuse all documents."""
@@ -351,49 +331,12 @@ class Sync(Consumer[_Batch]):
 
     def _send(self, actions: Sequence[Action], alias: str) -> Steps[list[tuple[Action, Verdict, str]]]:
         """Send actions, and return what became of each."""
-        if not actions:
-            return []
-        options: dict[str, Any] = {} if self._refresh is None else {"refresh": self._refresh}
-        try:
-            answer = yield from self._ask(
-                "bulk", index=alias, operations=request(actions), require_alias=True, **options
-            )
-        except (SearchUnavailable, IndexMissing):
-            raise
-        except SearchError as error:
-            # Of the request as a whole: one of its documents is too large, or is none.
-            if len(actions) == 1:
-                return [(actions[0], Verdict.REFUSED, str(error))]
-            half = len(actions) // 2
-            first = yield from self._send(actions[:half], alias)
-            return first + (yield from self._send(actions[half:], alias))
-        found = verdicts(actions, answer)
+        found = yield from self._sender.send(actions, alias)
         if any(verdict is Verdict.REFUSED for _, verdict, _ in found) and alias == self._index.name:
             # Is it the document, or has the alias another index by now?
             self._is_checked = False
             yield from self._check()
-        in_doubt = [action for action, verdict, _ in found if verdict is Verdict.CONFLICT]
-        if in_doubt:
-            newer = yield from self._newer(in_doubt, alias)
-            found = [
-                (action, Verdict.DONE if verdict is Verdict.CONFLICT and action.id in newer else verdict, reason)
-                for action, verdict, reason in found
-            ]
         return found
-
-    def _newer(self, actions: Sequence[Action], alias: str) -> Steps[set[str]]:
-        """Return those of some documents that the server has in versions that are not older.
-
-        Raises:
-            DatabaseRestored: it has one that this database has not come to.
-        """
-        wanted = [{"_id": action.id, "_source": False} for action in actions]
-        found = yield from self._ask("mget", index=alias, docs=wanted)
-        versions = {doc["_id"]: doc["_version"] for doc in found["docs"] if doc.get("found")}
-        newest = max(versions.values(), default=0)
-        if newest > max(action.version for action in actions):
-            check_not_restored(newest, (yield Transaction(lambda c: draw(c, self._outbox))), self._index)
-        return {action.id for action in actions if versions.get(action.id, -1) >= action.version}
 
     def _settle(self, batch: _Batch, pause: float | None, *, go_on: bool) -> Steps[tuple[Outcome, _Batch | None]]:
         """Delete the entries whose documents are written, and take the next ones in the same transaction."""
@@ -447,19 +390,6 @@ class Sync(Consumer[_Batch]):
     def _bury(self, connection: Connection, batch: _Batch, entry: Entry, failure: Failure) -> None:
         bury(connection, self._outbox, batch.token, entry, failure.reason, None, self.channel)
         batch.failed.append((entry, failure, True))
-
-
-def check_not_restored(version: int, drawn: int, index: SearchIndex) -> None:
-    """See to it that no document has a version that the database has not come to.
-
-    Raises:
-        DatabaseRestored: it has, so that the database must have been put back to an earlier state.
-    """
-    if version > drawn:
-        raise DatabaseRestored(
-            f"{index.name} has a document of version {version:,}, and the database has come to {drawn:,} only: it was "
-            "restored from a backup, or is another one, and its changes would lose against the index's; rebuild it"
-        )
 
 
 def _ids(rows: Mapping[Key, _Row] | Iterable[_Row]) -> list[int]:
