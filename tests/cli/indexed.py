@@ -1,11 +1,13 @@
 """An application of which Elasticsearch has an index; the tests copy it into an empty directory."""
 
 import os
+import sys
+import time
 from typing import Any
 
 import numpy as np
 from elasticsearch import AsyncElasticsearch, Elasticsearch
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
@@ -59,6 +61,18 @@ engine: Any = create_async_engine(url, **options) if is_async else create_engine
 Session: Any = async_sessionmaker(engine) if is_async else sessionmaker(engine)
 letters = CallableEmbedder(embed, "letters", "1", 4)
 track(Session, embedders={"letters": letters}, outbox=outbox, models=Base)
+
+
+if "INDEX_SLOW" in os.environ:
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def wait(connection: Any, cursor: Any, statement: str, *others: Any) -> None:
+        """Say that documents are read, and wait for the file ``go``."""
+        if statement.startswith("SELECT") and "article.title" in statement and not os.path.exists("go"):  # noqa: PTH110
+            sys.stderr.write("reading begins\n")
+            sys.stderr.flush()
+            while not os.path.exists("go"):  # noqa: PTH110 - as a user might
+                time.sleep(0.01)
 
 
 def make_client() -> Any:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.backends("psycopg", "asyncpg", "pysqlite3", "aiosqlite"
 
 ONE_OF_EACH = pytest.mark.backends("psycopg", "aiosqlite")
 ONE = pytest.mark.backends("pysqlite3")
+WITHOUT_SERVER = pytest.mark.backends("pysqlite3", "aiosqlite")
 
 
 class IndexedShop(Shop):
@@ -182,6 +183,56 @@ def test_a_rebuild_on_a_terminal_asks_and_shows_a_bar(shop: IndexedShop) -> None
     assert "1 rows, 1 written" in shown
 
 
+@ONE
+def test_a_rebuild_that_was_stopped_goes_on(shop: IndexedShop) -> None:
+    shop.add("one", "two")
+    slow = {**shop.environment, "INDEX_SLOW": "1"}
+    process = shop.start("es", "rebuild", shop.name, "--workers", "1", env=slow)
+    try:
+        wait_for(process.stderr, "reading begins")
+        process.send_signal(signal.SIGTERM)
+        (shop.directory / "go").touch()
+        shown, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "stopped before the end; run it again to go on" in shown
+    state = shop.state(code=1)
+    assert (state["physical"], len(state["rebuild"])) == ([], 1)
+    (report,) = shop.json("es", "rebuild", shop.name)["indexes"]
+    assert (report["is_complete"], report["physical"]) == (True, state["rebuild"][0])
+    assert shop.titles == {"1": "one", "2": "two"}
+
+
+@ONE
+def test_a_check_that_was_stopped_says_so(shop: IndexedShop) -> None:
+    shop.add("one")
+    assert shop("es", "rebuild", shop.name).exit_code == 0
+    process = shop.start("es", "check", shop.name, env={**shop.environment, "INDEX_SLOW": "1"})
+    try:
+        wait_for(process.stderr, "reading begins")
+        process.send_signal(signal.SIGTERM)
+        (shop.directory / "go").touch()
+        shown, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    assert "stopped before the end" in shown
+
+
+@ONE
+def test_rows_that_cannot_be_documents_end_a_rebuild(shop: IndexedShop) -> None:
+    shop.connection(lambda c: c.execute(insert(shop.models.Page.__table__), [{"book": "b" * 600, "number": 1}]))
+    refused = shop("es", "rebuild", f"{shop.name}-pages")
+    assert refused.exit_code == 2
+    assert "1 rows cannot be documents" in refused.stderr
+    assert refused.stdout == ""
+    assert shop("es", "rebuild", f"{shop.name}-pages", "--abandon", "--yes").exit_code == 0
+    left_out = shop("es", "rebuild", f"{shop.name}-pages", "--skip-refused")
+    assert left_out.exit_code == 1, left_out.output
+    assert shop.json("es", "status", f"{shop.name}-pages", code=0)["indexes"][0]["documents"] == 0
+
+
 @ONE_OF_EACH
 def test_what_a_rebuild_began_is_shown_and_can_be_abandoned(shop: IndexedShop) -> None:
     from sqla_vector.elasticsearch.creation import create
@@ -267,7 +318,7 @@ def test_search_for_what_is_like_a_row(shop: IndexedShop) -> None:
     assert "has no vector in embedding yet" in shop("es", "search", shop.name, "--like", "2").stderr
 
 
-@ONE_OF_EACH
+@WITHOUT_SERVER
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -306,7 +357,7 @@ def test_the_applications_own_client_is_used(shop: IndexedShop, monkeypatch: pyt
     assert shop.state()["documents"] == 0
 
 
-@ONE_OF_EACH
+@WITHOUT_SERVER
 @pytest.mark.parametrize("command", ["create", "status", "check", "rebuild", "search"])
 def test_a_server_that_is_out_of_reach_is_3_and_no_secret_is_shown(
     shop: IndexedShop, command: str, monkeypatch: pytest.MonkeyPatch
