@@ -135,7 +135,7 @@ class Rebuild(IndexTask):
         workers: int | None = None,
         page: int = 500,
         max_bytes: int = 10_000_000,
-        save_every: float = 3.0,
+        save_every: float = 10.0,
         timeout: float = 60.0,
         backoff: float = 0.5,
         max_backoff: float = 30.0,

@@ -192,6 +192,7 @@ def test_a_rebuild_that_is_killed_is_gone_on_with(filled: Make) -> None:
     # What was in hand is done again, and the rest is not.
     assert 100 <= report.resumed_at <= 200
     assert report.written <= 400 - report.resumed_at
+    assert report.repaired == 0
     assert f.behind(f"{f.index.name}*") == [begun]
     assert f.differences() == []
 
@@ -242,6 +243,35 @@ def test_what_was_read_before_a_delete_does_not_bring_the_row_back(filled: Make)
         assert len(found) == 9
         assert task.run().is_complete
     assert f.differences() == []
+
+
+@ONE_OF_EACH
+def test_a_change_wins_at_whatever_moment_of_a_load_it_comes(filled: Make) -> None:
+    f = filled(10)
+    f.rebuild()
+    with Elasticsearch(f.url) as client:
+        task = Rebuild(f.sessions, client, f.index, linger=0.0)
+        task._driver.run(task._standby.create())
+        for moment in range(10):
+            steps = task._writer.write([(1 + moment,)])
+            step: Any = next(steps)
+            for _ in range(moment):
+                answer = task._driver._do(step)
+                try:
+                    step = steps.send(answer)
+                except StopIteration:
+                    step = None
+                    break
+            f.run(lambda session, id_=1 + moment: setattr(session.get(f.base.Article, id_), "title", "later"))
+            f.sync()
+            if step is not None:
+                _finished(task, steps, step)
+            found = client.get(index=f"{f.index.name}-rebuild", id=str(1 + moment))
+            assert found["_source"]["title"] == "later", moment
+            if step is None:
+                break
+    # It drew, read and sent: the change came before and after each of them.
+    assert moment >= 3
 
 
 def _finished(task: Any, steps: Any, step: Any) -> Any:
