@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import sqlalchemy
 import typer
 
+from sqla_vector.elasticsearch.convert import mapping_of
+from sqla_vector.elasticsearch.sizing import bytes_per_vector
 from tests.docs.pages import PAGES, ROOT
 
 PAGE = (ROOT / "docs" / "elasticsearch.md").read_text(encoding="utf-8")
@@ -81,3 +84,41 @@ def test_each_command_of_es_is_on_the_page_of_the_command_line():
     options = {option for one in group.commands.values() for param in one.params for option in param.opts}
     told_by_help = {"--field", "--limit", "--help"}
     assert [one for one in sorted(options - told_by_help) if one.startswith("--") and one not in page] == []
+
+
+def rows_of(header: str) -> list[list[str]]:
+    """Return the cells of a table, from its first line of contents on."""
+    _, found, rest = PAGE.partition(f"\n| {header} |\n")
+    assert found, header
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rest.partition("\n\n")[0].splitlines()[1:]]
+
+
+def test_the_fields_of_columns_are_those_that_follow_from_their_types():
+    compared = set()
+    for columns, field, _ in rows_of("column | field | documents have"):
+        for name in re.findall(r"`(\w+)`", columns):
+            if name.endswith("Vector"):
+                continue
+            type_ = getattr(sqlalchemy, name)
+            made = type_(sqlalchemy.Integer) if name == "ARRAY" else type_("a", "b") if name == "Enum" else type_()
+            mapping = mapping_of(made)
+            compared.add(name)
+            if name == "ARRAY":
+                assert mapping == mapping_of(sqlalchemy.Integer())
+            elif mapping is None:
+                assert field == "none"
+            else:
+                assert field.startswith(f"`{mapping['type']}`"), name
+                assert ("`keyword`" in field) == (mapping["type"] == "keyword" or "fields" in mapping), name
+                assert ("not indexed" in field) == (mapping.get("enabled") is False), name
+    assert {"String", "Text", "Numeric", "DateTime", "JSON", "Uuid", "LargeBinary", "Interval"} <= compared
+
+
+def test_the_memory_of_a_vector_is_what_is_calculated():
+    shown = {}
+    for index, _, memory in rows_of("`index=` | what is searched | memory for a vector of 384 dimensions"):
+        found = re.match(r"`(\w+)`", index)
+        assert found is not None
+        shown[found[1]] = int(re.sub(r"\D", "", memory))
+    assert shown == {index: bytes_per_vector(384, index)[1] for index in shown}
+    assert "int8_hnsw" in shown
