@@ -31,10 +31,10 @@ from sqla_vector.exc import (
 )
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.consumer import Consumer
-from sqla_vector.tracking.entries import forget_dead
+from sqla_vector.tracking.entries import dead_entries
 from sqla_vector.tracking.jobs import Failure
 from sqla_vector.tracking.observe import BatchFinished, OnEvent, Outage, Outcome, RowFailed
-from sqla_vector.tracking.outbox import Entry, acknowledge, bury, claim, draw, is_held, is_pending, postpone
+from sqla_vector.tracking.outbox import Entry, acknowledge, bury, claim, draw, forget, is_held, is_pending, postpone
 from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
 from sqla_vector.tracking.steps import Steps, Transaction
 from sqla_vector.tracking.targets import Key
@@ -55,6 +55,8 @@ class _Row:
     entries: list[Entry]
     state: State = "late"
     failure: Failure | None = None
+    dead: list[tuple[int, float]] = field(default_factory=list)
+    """Entries that had died of what it was before it was read; those that die later know more of it."""
 
 
 @dataclass
@@ -228,8 +230,10 @@ class Sync(Consumer[_Batch]):
         return batch
 
     def _read(self, connection: Connection, batch: _Batch) -> None:
+        dead = dead_entries(connection, self._outbox, self._index.target, batch.rows)
         found = self._index.documents(connection, list(batch.rows))
         for key, row in batch.rows.items():
+            row.dead = dead.get(self._index.target.encode(key), []) if dead else []
             document = found.get(key)
             if document is None:
                 batch.actions.append(delete_action(self._index.document_id(key), key, batch.version))
@@ -367,7 +371,7 @@ class Sync(Consumer[_Batch]):
             {key: row for key, row in batch.rows.items() if row.failure is None and row.state == state}
             for state in ("done", "waiting", "late")
         )
-        forget_dead(connection, outbox, self._index.target, done)
+        forget(connection, outbox, [entry for row in done.values() for entry in row.dead])
         finished = batch.all_rows if batch.swept else []
         acknowledge(connection, outbox, token, [*_ids(done), *(entry.id for entry in finished)])
         unswept = [] if batch.swept else [entry.id for entry in batch.all_rows]

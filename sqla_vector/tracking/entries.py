@@ -10,7 +10,7 @@ from sqla_vector.tracking.outbox import DEAD, put
 from sqla_vector.tracking.related import keys_in
 from sqla_vector.tracking.targets import Key, Target
 
-__all__ = ["count_by_state", "existing", "forget_dead", "note", "read_entries", "rows_without"]
+__all__ = ["count_by_state", "dead_entries", "existing", "forget_dead", "note", "read_entries", "rows_without"]
 
 _PART = 500
 
@@ -42,6 +42,22 @@ def forget_dead(connection: Connection, outbox: Table, target: Target, keys: Ite
     if names and connection.scalar(select(exists().where(*dead))):
         for start in range(0, len(names), _PART):
             connection.execute(delete(outbox).where(*dead, c.row_key.in_(names[start : start + _PART])))
+
+
+def dead_entries(
+    connection: Connection, outbox: Table, target: Target, keys: Iterable[Key]
+) -> dict[str, list[tuple[int, float]]]:
+    """Return the dead entries of rows, and when they died, by what the outbox calls the rows."""
+    c = outbox.c
+    dead = (c.channel == target.channel, c.state == DEAD, c.entity == target.entity)
+    found: dict[str, list[tuple[int, float]]] = {}
+    names = [target.encode(key) for key in keys]
+    if names and connection.scalar(select(exists().where(*dead))):
+        for start in range(0, len(names), _PART):
+            part = select(c.row_key, c.id, c.available_at).where(*dead, c.row_key.in_(names[start : start + _PART]))
+            for row_key, number, died_at in connection.execute(part):
+                found.setdefault(row_key, []).append((number, died_at))
+    return found
 
 
 def count_by_state(connection: Connection, outbox: Table, target: Target) -> dict[str, int]:

@@ -46,6 +46,7 @@ __all__ = [
     "check_outbox",
     "claim",
     "draw",
+    "forget",
     "is_held",
     "is_pending",
     "outbox_table",
@@ -232,6 +233,20 @@ def acknowledge(connection: Connection, outbox: Table, token: str, ids: Sequence
     if ids:
         done = support_of(connection.dialect).members(outbox.c.id, ids)
         connection.execute(delete(outbox).where(done, outbox.c.claimed_by == token))
+
+
+def forget(connection: Connection, outbox: Table, entries: Sequence[tuple[int, float]]) -> None:
+    """Delete dead entries whose rows are as they should be, unless they were tried again meanwhile, and died again.
+
+    Args:
+        connection: in a transaction.
+        outbox: the table.
+        entries: each with the time of its death.
+    """
+    if entries:
+        c, last = outbox.c, max(died_at for _, died_at in entries)
+        named = support_of(connection.dialect).members(c.id, [number for number, _ in entries])
+        connection.execute(delete(outbox).where(named, c.state == DEAD, c.available_at <= last))
 
 
 def postpone(connection: Connection, outbox: Table, token: str, ids: Sequence[int], seconds: float = 0.0) -> None:

@@ -18,6 +18,7 @@ from elasticsearch import Elasticsearch
 from sqla_vector.elasticsearch import Sync, actions, sending, sync
 from sqla_vector.elasticsearch.actions import Verdict
 from sqla_vector.exc import IndexMissing, SearchUnavailable
+from sqla_vector.tracking.entries import dead_entries
 from sqla_vector.tracking.steps import Transaction
 from tests.elasticsearch.synced import Synced, mirrored_models
 from tests.elasticsearch.watcher import Watcher
@@ -191,6 +192,22 @@ def an_author_is_renamed_while_an_article_is_edited(s: Synced) -> None:
     assert s.documents()["1"]["views"] == 7
 
 
+def a_row_dies_while_another_writes_what_it_was(s: Synced) -> None:
+    title(s, 1, "good")
+    with Elasticsearch(s.url) as client:
+        slow = Sync(s.sessions, client, s.index)
+        in_hand = slow._driver.run(slow._take())
+        author = s.base.Author(id=1, name="x" * 40_000)  # longer than what an index can have for a term
+        s.run(lambda session: setattr(session.get(s.base.Article, 1), "author", author))
+        assert Sync(s.sessions, client, s.index).run_once().dead == 1
+        slow._driver.run(slow._work_off(in_hand, go_on=False))
+    look(s)
+    assert [(entry.state, entry.row_key) for entry in s.entries()] == [("dead", "[1]")]
+    s.run(lambda session: setattr(session.get(s.base.Author, 1), "name", "Ann"))
+    settle(s)
+    assert s.entries() == []
+
+
 # Bugs.
 
 
@@ -327,6 +344,17 @@ def leases_not_looked_at(patch: Patch) -> None:
     patch.setattr(Sync, "_send_all", planted)
 
 
+def all_that_is_dead_forgotten(patch: Patch) -> None:
+    finish = Sync._finish
+
+    def planted(self: Sync, connection: Any, batch: Any, later: float) -> Any:
+        for key, row in batch.rows.items():
+            row.dead = dead_entries(connection, self._outbox, self._index.target, [key]).get(json.dumps(key), [])
+        return finish(self, connection, batch, later)
+
+    patch.setattr(Sync, "_finish", planted)
+
+
 ANYWHERE: tuple[tuple[Bug, Situation], ...] = (
     (items_not_looked_at, some_items_have_no_room),
     (items_not_looked_at, an_item_is_refused),
@@ -341,6 +369,7 @@ ANYWHERE: tuple[tuple[Bug, Situation], ...] = (
     (indexes_made_by_writes, an_index_is_deleted),
     (indexes_made_by_deletes, an_index_is_deleted_and_then_a_row),
     (leases_not_looked_at, a_lease_is_over_long_ago),
+    (all_that_is_dead_forgotten, a_row_dies_while_another_writes_what_it_was),
 )
 
 # Two transactions that write at a time, which SQLite has not.
