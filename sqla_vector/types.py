@@ -57,6 +57,9 @@ class DialectSupport(Protocol):
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         """Make sure that a transaction is open in the database, so that a savepoint is inside it."""
 
+    def sees_commits(self) -> ColumnElement[bool]:
+        """Return what tells whether a statement sees all that was committed before it, in the transaction it is in."""
+
     def members(self, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         """Return the criterion that a column is one of many values, which travel as one parameter if that can be."""
 

@@ -206,12 +206,22 @@ def draw(connection: Connection, outbox: Table) -> int:
     Args:
         connection: in a transaction that has the right to write, which should be committed soon.
         outbox: the table.
+
+    Raises:
+        InvalidOption: what is read after it in this transaction might be from before it.
     """
     now = database_now()
     entry = insert(outbox).values(channel="", entity="", row_key="[]", created_at=now, available_at=now)
-    number: int = connection.execute(entry.returning(outbox.c.id)).scalar_one()
+    sees_commits = support_of(connection.dialect).sees_commits()
+    number, is_usable = connection.execute(entry.returning(outbox.c.id, sees_commits.label("sees_commits"))).one()
+    if not is_usable:
+        # Rows would be as they were when the transaction began, under a number that says that they are newer.
+        raise InvalidOption(
+            "versions are counted in READ COMMITTED transactions only: make these sessions with "
+            'engine.execution_options(isolation_level="READ COMMITTED")'
+        )
     connection.execute(delete(outbox).where(outbox.c.id == number))
-    return number
+    return int(number)
 
 
 def is_pending(connection: Connection, outbox: Table, channel: str, entities: Collection[str]) -> bool:

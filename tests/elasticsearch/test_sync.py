@@ -254,3 +254,20 @@ def test_options_that_are_none_are_refused(synced: Make, options: dict[str, Any]
         Sync(s.sessions, object(), s.index)
     with pytest.raises(InvalidOption, match="SearchIndex"):
         Sync(s.sessions, s.client, "articles")  # type: ignore[arg-type]
+
+
+@pytest.mark.backends("psycopg", "asyncpg")
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_transactions_that_see_only_what_they_saw_first_are_none_to_count_in(
+    backend: Backend, node: Any, index_name: str, level: str
+) -> None:
+    s = Synced(backend, backend.make_engine(isolation_level=level), node.url, mirrored_models(index_name))
+    try:
+        s.index.create(s.client)
+        s.add(1)
+        with pytest.raises(InvalidOption, match="READ COMMITTED"):
+            s.sync()
+        assert [entry.state for entry in s.entries()] == ["pending"]
+        assert s.documents() == {}
+    finally:
+        s.close()

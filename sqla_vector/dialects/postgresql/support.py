@@ -73,6 +73,9 @@ class PostgreSQLSupport:
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         """Every driver's connection is in a transaction already."""
 
+    def sees_commits(self) -> ColumnElement[bool]:
+        return func.current_setting("transaction_isolation").in_(["read committed", "read uncommitted"])
+
     def members(self, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         return column == any_(bindparam(None, list(values), type_=ARRAY(column.type)))
 

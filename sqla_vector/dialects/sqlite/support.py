@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Column, ColumnElement, FromClause, Select, Table, Text, bindparam, func, select
+from sqlalchemy import Column, ColumnElement, FromClause, Select, Table, Text, bindparam, func, literal, select
 from sqlalchemy import column as sa_column
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
@@ -75,6 +75,10 @@ class SQLiteSupport:
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         # A savepoint opened outside a transaction would commit when released.
         begin(connection, to_write=to_write)
+
+    def sees_commits(self) -> ColumnElement[bool]:
+        # Of a transaction that may write: nobody else commits meanwhile.
+        return literal(True)
 
     def members(self, column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
         if not all(type(value) is int or (type(value) is str and "\0" not in value) for value in values):
