@@ -23,8 +23,18 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from text_to_vector_sync import make_embedder
 
 from sqla_vector import Vector
-from sqla_vector.elasticsearch import DenseVector, Keyword, Knn, Match, Searcher, SearchIndex, SearchPage, Sync, Terms
-from sqla_vector.elasticsearch.reconcile import check
+from sqla_vector.elasticsearch import (
+    DenseVector,
+    Keyword,
+    Knn,
+    Match,
+    Searcher,
+    SearchIndex,
+    SearchPage,
+    Sync,
+    Terms,
+    check,
+)
 from sqla_vector.embedding import Fingerprint, embed, embedding_column
 from sqla_vector.fusion import weighted
 from sqla_vector.tracking import outbox_table, track, untrack

@@ -13,10 +13,8 @@ from sqla_vector.cli.es.server import ClientOption, IndexesArgument, Server, wor
 from sqla_vector.cli.failure import ExitCode
 from sqla_vector.cli.output import Output
 from sqla_vector.cli.running import AppOption, JsonOption, TracebackOption
-from sqla_vector.elasticsearch import SearchIndex
+from sqla_vector.elasticsearch import CheckReport, Reconcile, SearchIndex
 from sqla_vector.elasticsearch.errors import translated
-from sqla_vector.elasticsearch.reconcile import Reconcile
-from sqla_vector.elasticsearch.report import CheckReport
 from sqla_vector.exc import DatabaseRestored, IndexMissing
 
 __all__ = ["register"]

@@ -12,11 +12,10 @@ from sqla_vector.cli.es.server import ClientOption, IndexesArgument, Server, wor
 from sqla_vector.cli.failure import ExitCode
 from sqla_vector.cli.output import Output
 from sqla_vector.cli.running import AppOption, JsonOption, TracebackOption, YesOption
-from sqla_vector.elasticsearch import SearchIndex
+from sqla_vector.elasticsearch import Rebuild, RebuildReport, SearchIndex
 from sqla_vector.elasticsearch.creation import physical_indexes
 from sqla_vector.elasticsearch.errors import translated
 from sqla_vector.elasticsearch.names import REBUILD
-from sqla_vector.elasticsearch.rebuild import Rebuild, RebuildReport
 
 __all__ = ["register"]
 
