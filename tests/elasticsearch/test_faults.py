@@ -145,7 +145,7 @@ def test_nothing_is_lost_false_or_back_after_many_faults(s: Synced) -> None:
     assert sum(met[kind] for kind in kinds) == number
 
 
-@pytest.mark.backends("psycopg", "pysqlite3")
+@pytest.mark.backends("psycopg")
 def test_faults_of_all_requests_are_lived_through(s: Synced) -> None:
     kinds: list[Fault] = [Answer(429), Answer(502), Answer(503), Answer(500), Reset(), Truncated(), Late(), Answer(404)]
     faults = [*kinds, *kinds, *kinds]

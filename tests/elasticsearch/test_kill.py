@@ -146,7 +146,7 @@ def note_all(s: Synced) -> None:
     s.backend.run_connection(s.engine, put)
 
 
-@pytest.mark.backends("psycopg", "pysqlite3")
+@pytest.mark.backends("pysqlite3")
 def test_an_index_that_is_deleted_under_it_is_not_made_by_it(s: Synced) -> None:
     editor = Editor(s.base, s.sessions, "editor")
     outages: list[Any] = []
@@ -188,7 +188,7 @@ def test_a_delete_makes_no_index_either(s: Synced) -> None:
     assert [entry.state for entry in s.entries()] == ["pending"]
 
 
-@pytest.mark.backends("psycopg", "pysqlite3")
+@pytest.mark.backends("psycopg")
 def test_an_alias_may_get_another_index_under_it(s: Synced) -> None:
     editor = Editor(s.base, s.sessions, "editor")
     watcher = Watcher(s.engine, s.client, s.base)  # type: ignore[arg-type]
