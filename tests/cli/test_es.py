@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import elasticsearch
 import pytest
 from elasticsearch import Elasticsearch
 from sqlalchemy import insert
 
+from sqla_vector.cli.es.findings import version_finding
 from tests.cli.conftest import Shop, on_terminal, wait_for
 from tests.support.backends import Backend
 from tests.support.elasticsearch_server import Server
@@ -498,6 +500,58 @@ def test_doctor_looks_at_the_server_and_the_indexes(shop: IndexedShop, monkeypat
     assert "hunter2222" not in away.output
     monkeypatch.delenv("ELASTICSEARCH_URL")
     assert "fail  elasticsearch: no Elasticsearch was named" in shop("doctor").stdout
+
+
+@ONE
+def test_doctor_tells_of_what_is_dead_and_of_a_rebuild(shop: IndexedShop) -> None:
+    from sqla_vector.elasticsearch.creation import create
+
+    shop("es", "create")
+    begun = create(shop.client, shop.models.articles, "begun", alias=f"{shop.name}-rebuild")
+    shop.add("one")
+    shop.sql("UPDATE vector_outbox SET state = 'dead'")
+    shop.client.indices.put_mapping(index=shop.models.pages.name, dynamic="true")
+    shown = shop("doctor")
+    assert shown.exit_code == 1
+    assert f"warn  index {shop.name}: 1 entries are dead; sqla-vector dead list --index {shop.name}" in shown.stdout
+    assert f"ok    index {shop.name}: is being rebuilt, as {begun}" in shown.stdout
+    assert f"fail  index {shop.name}-pages: " in shown.stdout
+    assert "dynamic is true, and strict is declared" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "words"),
+    [
+        ("8.18.9", "fail", "8.19 is needed at least"),
+        ("7.17.0", "fail", "8.19 is needed at least"),
+        (f"{elasticsearch.__version__[0]}.99.0-SNAPSHOT", "ok", "nothing that is used takes a licence"),
+        (f"{elasticsearch.__version__[0] + 1}.0.0", "ok", f"version {elasticsearch.__version__[0] + 1}.0.0, client "),
+    ],
+)
+def test_the_client_has_to_go_with_the_server(version: str, state: str, words: str) -> None:
+    found = version_finding(version)
+    assert found.state == state
+    assert words in found.message
+
+
+def test_a_client_that_is_newer_than_the_server_is_named() -> None:
+    found = version_finding("8.19.2")
+    is_newer = elasticsearch.__version__[0] > 8
+    assert found.state == ("fail" if is_newer else "ok")
+    assert ("pip install 'elasticsearch<9'" in found.message) == is_newer
+
+
+@ONE_OF_EACH
+def test_a_sync_that_fails_stops_those_of_other_indexes(shop: IndexedShop) -> None:
+    shop("es", "create")
+    shop.add("one")
+    shop("es", "sync", "--until-empty")
+    body = shop.client.get(index=shop.name, id="1")["_source"]
+    shop.client.index(index=shop.name, id="1", document=body, version=10**12, version_type="external", refresh=True)
+    shop.sql("UPDATE article SET title = 'two'")
+    failed = shop("es", "sync")  # until it is stopped
+    assert failed.exit_code == 2
+    assert "restored from a backup" in failed.stderr
 
 
 @ONE

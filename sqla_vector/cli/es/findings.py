@@ -15,8 +15,9 @@ from sqla_vector.elasticsearch import SearchIndex
 from sqla_vector.elasticsearch.errors import translated
 from sqla_vector.exc import SearchError, SearchUnavailable, VectorError
 
-__all__ = ["findings"]
+__all__ = ["findings", "version_finding"]
 
+_SUBJECT: Final = "elasticsearch"
 _OLDEST: Final = (8, 19)
 
 
@@ -27,35 +28,39 @@ def findings(application: Application, server: Server) -> Iterator[Finding]:
         application: with indexes.
         server: where they are.
     """
-    subject = "elasticsearch"
     try:
         with translated(application.indexes[0].name):
             nodes = server.blocking.nodes.info(metric="http", filter_path="nodes.*.version")["nodes"]
-            yield _version(subject, min((str(node["version"]) for node in nodes.values()), key=_numbers))
+            yield version_finding(min((str(node["version"]) for node in nodes.values()), key=_numbers))
     except SearchUnavailable as error:
-        yield Finding("fail", subject, str(error))
+        yield Finding("fail", _SUBJECT, str(error))
         return
     except SearchError:
         yield Finding(
-            "warn", subject, "answers, and does not tell its version: that takes the cluster privilege monitor"
+            "warn", _SUBJECT, "answers, and does not tell its version: that takes the cluster privilege monitor"
         )
     for index in application.indexes:
         yield from _index(application, server, index)
 
 
-def _version(subject: str, version: str) -> Finding:
+def version_finding(version: str) -> Finding:
+    """Return whether the client goes with a server.
+
+    Args:
+        version: the server's, such as ``9.2.0``.
+    """
     found = _numbers(version)
     client = ".".join(map(str, elasticsearch.__version__[:3]))
     if found[:2] < _OLDEST:
-        return Finding("fail", subject, f"is version {version}, and {'.'.join(map(str, _OLDEST))} is needed at least")
+        return Finding("fail", _SUBJECT, f"is version {version}, and {'.'.join(map(str, _OLDEST))} is needed at least")
     if elasticsearch.__version__[0] > found[0]:
         return Finding(
             "fail",
-            subject,
+            _SUBJECT,
             f"is version {version}, and the client {client}, which is for servers from {elasticsearch.__version__[0]} "
             f"on; pip install 'elasticsearch<{found[0] + 1}'",
         )
-    return Finding("ok", subject, f"version {version}, client {client}; nothing that is used takes a licence")
+    return Finding("ok", _SUBJECT, f"version {version}, client {client}; nothing that is used takes a licence")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
