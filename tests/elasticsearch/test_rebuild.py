@@ -19,8 +19,11 @@ from sqlalchemy import create_engine, insert
 from sqlalchemy.pool import StaticPool
 
 from sqla_vector.elasticsearch import DenseVector, Rebuild, SearchIndex, Sync
+from sqla_vector.elasticsearch.rebuild import RebuildReport, _Load, _Page
 from sqla_vector.elasticsearch.steps import Ask
+from sqla_vector.elasticsearch.writing import Written
 from sqla_vector.exc import DatabaseRestored, IndexDrift, IndexExists, IndexMissing, InvalidDocument, InvalidOption
+from sqla_vector.tracking.progress import Meter
 from sqla_vector.tracking.steps import Call
 from tests.elasticsearch import rebuilding
 from tests.elasticsearch.filled import CROSSED, FAST, Editor, Filled
@@ -216,6 +219,26 @@ def test_a_rebuild_that_is_stopped_is_gone_on_with(filled: Make) -> None:
     assert (report.resumed_at, report.rows, report.written) == (10, 100, 90)
     assert sorted(seen) == list(range(10, 101, 10))
     assert f.differences() == []
+
+
+@pytest.mark.backends("pysqlite3")
+def test_only_what_is_done_without_gaps_is_written_down(filled: Make) -> None:
+    f = filled(1)
+    task = Rebuild(f.sessions, f.client, f.index)
+    standby = task._driver.run(task._standby.create())
+    load = _Load(task, standby, RebuildReport(f.index.name), Meter("", 0, None), None)
+    pages = [_Page(number, [(3 * number,), (3 * number + 1,)]) for number in range(4)]
+    load._waiting = {page.number: page for page in pages}
+
+    def finish(number: int, *, is_done: bool = True) -> tuple[Any, int]:
+        pages[number].result = Written(2, is_done=is_done)
+        task._driver.run(load._done(pages[number]))
+        return standby.after, standby.rows
+
+    assert finish(1) == (None, 0)
+    assert finish(0) == ((4,), 4)
+    assert finish(2, is_done=False) == ((4,), 4)
+    assert finish(3) == ((4,), 4)
 
 
 @ONE_OF_EACH

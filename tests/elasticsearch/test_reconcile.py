@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -168,6 +169,34 @@ def _while_edited_async(f: Filled, editor: Editor) -> list[Any]:
 
     found: list[Any] = f.backend.wait(run())
     return found
+
+
+@ONE_OF_EACH
+@pytest.mark.parametrize("fast", [False, True])
+def test_rows_that_change_at_every_step_of_a_check_are_no_differences(filled: Make, fast: bool) -> None:
+    f, numbers = filled(3), itertools.count()
+
+    def change(session: Any) -> None:
+        session.get(f.base.Article, 1).title = f"edit {next(numbers)}"
+        found = session.get(f.base.Article, 2)
+        session.add(f.base.Article(id=2, title="again")) if found is None else session.delete(found)
+
+    with Elasticsearch(f.url) as client:
+        task = Reconcile(f.sessions, client, f.index, workers=1, fast=fast)
+        steps = task._steps(False)
+        step, report = next(steps), None
+        while report is None:
+            answer = task._driver._do(step)
+            f.run(change)
+            f.sync()
+            try:
+                step = steps.send(answer)
+            except StopIteration as ended:
+                report = ended.value
+    assert (report.differences, report.dead, report.examples) == (0, 0, [])
+    # They were looked at, again and again.
+    assert report.pending > 0
+    assert f.check().is_equal
 
 
 @ONE_OF_EACH
