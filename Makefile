@@ -50,7 +50,7 @@ test-sa20: .venv-sa20/.installed-test  ## unit, conformance and migration tests 
 	.venv-sa20/bin/python $(PYTEST) $(WORK) $(AGAIN) $(addprefix --backend=,psycopg asyncpg pysqlite3 aiosqlite) $(PYTEST_ARGS)
 
 test-elasticsearch8: .venv-es8/.installed-test  ## Elasticsearch's tests with client and server of version 8.19
-	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(AGAIN) $(addprefix --backend=,psycopg asyncpg pysqlite3) $(PYTEST_ARGS)
+	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) $(PYTEST_ARGS)
 
 test-stdlib-sqlite:  ## the SQLite suite on a Python whose own sqlite3 can load extensions
 	@python="$$(tools/find_stdlib_python)"; status=$$?; \

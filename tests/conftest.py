@@ -62,13 +62,24 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         run.close()
 
 
+WORK = ("tracking", "cli", "elasticsearch")
+"""Folders whose tests are of what happens to rows; how vectors travel on each driver is tested by the others."""
+
+ONE_OF_EACH = ("psycopg", "asyncpg", "sqlite_stdlib", "pysqlite3", "aiosqlite")
+"""What they run on if they name no drivers: a synchronous and an asynchronous one for each database."""
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that takes ``backend`` once on every backend that its marker admits."""
     if "backend" not in metafunc.fixturenames:
         return
     # Those not asked for are deselected later: a test without parameters would count as skipped.
     candidates = kinds(list(NAMES))
-    for marker in metafunc.definition.iter_markers("backends"):
+    markers = list(metafunc.definition.iter_markers("backends"))
+    room = Path(metafunc.definition.path).relative_to(Path(__file__).parent).parts[0]
+    if room in WORK and not any(marker.args for marker in markers):
+        candidates = kinds(list(ONE_OF_EACH))
+    for marker in markers:
         candidates = [kind for kind in candidates if _admits(kind, *marker.args, **marker.kwargs)]
     if not candidates:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: its `backends` marker admits no backend")
