@@ -66,7 +66,7 @@ class RebuildReport:
         return {**vars(self), "check": None if self.check is None else self.check.as_dict()}
 
     def __str__(self) -> str:
-        parts = [f"{self.rows:,} rows", f"{self.written:,} written"]
+        parts = [f"{self.rows:,} row{'s' * (self.rows != 1)}", f"{self.written:,} written"]
         parts += [f"{self.refused:,} refused"] * (self.refused > 0) + [f"{self.repaired:,} repaired"] * (
             self.repaired > 0
         )

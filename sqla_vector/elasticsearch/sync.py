@@ -299,23 +299,17 @@ class Sync(Consumer[_Batch]):
         rebuild = self._index.name + REBUILD
         # A 404 could be of anybody's making; an answer without indexes is the server's.
         is_rebuilt = yield from self._ask("indices.get_alias", index=rebuild, ignore_unavailable=True)
-        rejected: set[str] = set()
         for part in parts(batch.actions, self._most, self._most_bytes):
             if time.monotonic() > batch.until:
                 logger.warning("%s had no time for %s: the lease ends", self.name, self._index.name)
                 return
-            if is_rebuilt:
-                yield from self._send_to_rebuilt(batch, part, rebuild, rejected)
-            left = [action for action in part if action.id not in rejected]
-            for action, verdict, reason in (yield from self._send(left, self._index.name)):
+            filled = (yield from self._send(part, rebuild)) if is_rebuilt else []
+            for action, verdict, reason in (yield from self._send(part, self._index.name)):
                 self._note(batch, action, verdict, reason)
-
-    def _send_to_rebuilt(self, batch: _Batch, part: Sequence[Action], alias: str, rejected: set[str]) -> Steps[None]:
-        for action, verdict, reason in (yield from self._send(part, alias)):
-            if verdict in (Verdict.DONE, Verdict.MISSING):
-                continue  # a rebuild that was given up, or has come to its end: then the alias has its index
-            rejected.add(action.id)
-            self._note(batch, action, verdict, reason)
+            for action, verdict, reason in filled:
+                # Missing: a rebuild that was given up, or has come to its end, so that the alias has its index.
+                if verdict not in (Verdict.DONE, Verdict.MISSING):
+                    self._note(batch, action, verdict, reason)
 
     def _note(self, batch: _Batch, action: Action, verdict: Verdict, reason: str) -> None:
         assert action.key is not None

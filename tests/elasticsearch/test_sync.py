@@ -224,6 +224,20 @@ def test_documents_go_to_an_index_that_is_rebuilt_too(synced: Make) -> None:
     assert s.differences() == []
 
 
+@pytest.mark.backends("psycopg")
+def test_a_document_that_only_the_new_index_refuses_is_written_to_the_old_one_and_dead(synced: Make) -> None:
+    s = synced()
+    mapping = s.index.mapping()
+    mapping["properties"]["author"]["ignore_above"] = 8
+    mapping["properties"]["title"] = {"type": "integer"}
+    s.client.indices.create(index=f"{s.index.name}-new", mappings=mapping, aliases={f"{s.index.name}-rebuild": {}})
+    s.add(2)
+    outcome = s.sync()
+    assert (outcome.written, outcome.dead) == (0, 2)
+    assert s.differences() == []
+    assert all("[title]" in entry.reason for entry in s.entries())
+
+
 @ONE_OF_EACH
 def test_large_requests_are_cut(synced: Make) -> None:
     s = synced()
