@@ -16,8 +16,6 @@ SUITES = $(wildcard tests/unit tests/conformance tests/alembic tests/migrations 
 WORK = $(wildcard tests/tracking tests/cli)
 # Kills, faults and random programs run once.
 AGAIN = -m "not long"
-# There the pairs of models that are migrated into one another are a sample.
-test-sa20 test-stdlib-sqlite: export SQLA_VECTOR_TEST_MATRIX = sample
 # The question `make demo` answers; taken as it is, since a question may contain a $.
 override Q := $(value Q)
 export Q
@@ -31,7 +29,7 @@ PINS = pyproject.toml $(wildcard requirements/*.txt)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-elasticsearch soak-state lint format bench docs wheel pins clean distclean
+.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-elasticsearch soak-state soak-migrations lint format bench docs wheel pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -79,6 +77,10 @@ soak-state: export SQLA_VECTOR_STEPS = 50
 soak-state: export SQLA_VECTOR_SHRINK = 1
 soak-state: .venv/.installed-test  ## 500 random programs of 50 steps over two sessions on each database, twice
 	.venv/bin/python -m pytest tests/tracking/test_state_machine.py $(PYTEST_ARGS)
+
+soak-migrations: export SQLA_VECTOR_TEST_MATRIX = full
+soak-migrations: .venv/.installed-test  ## every one of 49 models migrated into every other, on each database
+	.venv/bin/python $(PYTEST) tests/alembic/test_matrix.py $(PYTEST_ARGS)
 
 lint: .venv/.installed-lint  ## ruff, mypy --strict and the import contracts
 	.venv/bin/ruff check .

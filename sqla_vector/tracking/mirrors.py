@@ -163,6 +163,8 @@ def _concerned(
 ) -> Iterator[tuple[Mirror, set[Key]]]:
     for mirror in mirrors():
         found: set[Key] = set()
+        if inspect(mirror.class_).registry is not mapper.registry:
+            continue  # another program's, so to speak, whatever may be wrong with it
         if _is_kin(mapper, mirror.mapper) and mirror.watched & names:
             found |= set(map(tuple, keys))
         for dependant in mirror.dependants:

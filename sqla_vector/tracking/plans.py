@@ -204,13 +204,14 @@ class Plans:
             if has_row_of(mapper, target.mapper)
             for column in target.columns
         )
+        copies = [mirror for mirror in self._mirrors if mirror.mapper.registry is mapper.registry]
         known = [
             *(dependant for target in self._targets for dependant in dependants_of(target)),
-            *(dependant for mirror in self._mirrors for dependant in mirror.dependants),
+            *(dependant for mirror in copies for dependant in mirror.dependants),
         ]
         dependants = tuple(dependant for dependant in known if mapper.isa(dependant.mapper))
         gains = tuple(
             (name, dependant) for dependant in known if mapper.isa(dependant.parent) for name in dependant.gains
         )
-        own = tuple(mirror for mirror in self._mirrors if has_row_of(mapper, mirror.mapper))
+        own = tuple(mirror for mirror in copies if has_row_of(mapper, mirror.mapper))
         return Plan(columns, dependants, gains, own) if columns or dependants or gains or own else _NOTHING

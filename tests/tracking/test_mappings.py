@@ -287,7 +287,7 @@ def test_dataclasses(tracked: Make, when: str):
 
     t.run(lambda s: s.add_all([Article("a"), Article(), Article(body=None), Article(title="d", body="e")]))
     assert settle(t, Article, text_of) == 4
-    assert sorted(t.embedder.texts) == ["a\n\nnobody", "d\n\ne", "nobody"]
+    assert sorted(set(t.embedder.texts)) == ["a\n\nnobody", "d\n\ne", "nobody"]
     edit(t, Article, 1, title="b")
     edit(t, Article, 4, body=None)
     assert settle(t, Article, text_of) == 4
