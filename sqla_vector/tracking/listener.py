@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.orm import InstanceState, Mapper, Session, attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE, instance_state
 
-from sqla_vector.embedding import Embedder, embed, fingerprint
+from sqla_vector.embedding import Embedder, Model, embed, fingerprint
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, InvalidText
 from sqla_vector.tracking.mirrors import Mirror
@@ -53,6 +53,15 @@ class _Flush:
     """Rows of which no entry is written, since the program set the vector of a text that is known."""
     expressions: dict[State, set[str]] = field(default_factory=dict)
     """Attributes set to SQL expressions, which SQLAlchemy forgets about with the statement."""
+
+    _models: dict[ColumnPlan, Model] = field(default_factory=dict)
+
+    def mark_of(self, column: ColumnPlan, text: str | None) -> str | None:
+        """Return the fingerprint that the vector of a text must have."""
+        model = self._models.get(column)
+        if model is None:
+            model = self._models[column] = self.embedders.model(column.column)
+        return fingerprint(model, text)
 
     def touches(self, state: State, names: Iterable[str]) -> bool:
         """Tell whether one of some attributes of a row was changed."""
@@ -103,7 +112,8 @@ class Listener:
             plan = plan_of(state.mapper)
             if plan is not None:
                 self._look_at_new(session, flush, wishes, plan, state)
-                self._look_at_gains(session, flush, plan, state)
+                if plan.gains:
+                    self._look_at_gains(session, flush, plan, state)
         for entity in session.dirty:
             state = instance_state(entity)
             plan = plan_of(state.mapper)
@@ -169,8 +179,7 @@ class Listener:
         A fingerprint of another text is as stale as it would be in the database: an object has one that was copied,
         or that failed to be written and was edited since.
         """
-        model = flush.embedders.model(column.column)
-        wanted = fingerprint(model, column.column.text_of(state.obj())) if is_known else None
+        wanted = flush.mark_of(column, column.text_of(state)) if is_known else None
         if given is None and not is_known:
             flush.by_hand.setdefault(column, []).append(state)
         elif wanted is not None and given in (None, wanted):
@@ -191,14 +200,14 @@ class Listener:
     ) -> bool:
         """Wish for the vector of a text that is known, and tell whether the statement writes its fingerprint."""
         values = state.dict
-        text = column.column.text_of(state.obj())
+        text = column.text_of(state)
         stored = values.get(column.fingerprint_key)
         if text is None:
             for name in (column.key, column.fingerprint_key):
                 if not is_new or values.get(name) is not None:
                     _set(state, name, None)
             return is_new or stored is not None
-        wanted = fingerprint(flush.embedders.model(column.column), text)
+        wanted = flush.mark_of(column, text)
         if is_new or again or (column.fingerprint_key in values and stored != wanted):
             wishes.append(_Wish(column, state, text, wanted, is_new))
         return is_new or stored not in (None, wanted)
@@ -275,7 +284,7 @@ class Listener:
             if list_only:
                 continue
             plan = self._plans.of(state.mapper)
-            if plan is None:
+            if plan is None or not plan.is_looked_at_again:
                 continue
             if not is_deleted:
                 for target in _to_be_noted(flush, plan, state):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 from weakref import ref
 
 from sqlalchemy import BigInteger, Column, Integer, SmallInteger, String, Text, Unicode, UnicodeText
-from sqlalchemy.orm import ColumnProperty, Mapper, configure_mappers
+from sqlalchemy.orm import ColumnProperty, InstanceState, Mapper, configure_mappers
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR
 
@@ -103,6 +104,18 @@ class ColumnPlan:
             if column.primary_key or column.default is not None or column.server_default is not None
         )
 
+    @cached_property
+    def _of_values(self) -> Callable[[Sequence[Any]], str | None] | None:
+        source = self.column.spec.source
+        return source.of_values if source.function is None and self._types is not None else None
+
+    def text_of(self, state: InstanceState[Any]) -> str | None:
+        """Return the text of an object of which that is known."""
+        if self._of_values is None:
+            return self.column.text_of(state.obj())
+        values = state.dict
+        return self._of_values([values.get(name) for name in self.sources])
+
     def knows(self, values: dict[str, Any], *, is_new: bool) -> bool:
         """Tell whether attributes have before the statement all that the text will be made of.
 
@@ -144,6 +157,11 @@ class Plan:
     def deferred(self) -> tuple[ColumnPlan, ...]:
         """The columns of which an entry is written."""
         return tuple(column for column in self.columns if not column.at_flush or column.is_related)
+
+    @cached_property
+    def is_looked_at_again(self) -> bool:
+        """Whether there is more to be done after the statements than for single columns and rows."""
+        return bool(self.deferred or self.dependants or self.mirrors or any(c.references for c in self.at_flush))
 
 
 _NOTHING = Plan()
