@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqla_vector.elasticsearch.errors import translated
 from sqla_vector.elasticsearch.mapping import mapping_differences, setting_differences
@@ -16,9 +16,20 @@ from sqla_vector.exc import IndexDrift, IndexExists, IndexMissing
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
 
-    from sqla_vector.elasticsearch.index import SearchIndex
-
 __all__ = ["check_current", "create", "mapping_drift", "new_suffix", "physical_indexes", "settings_drift"]
+
+
+class Declared(Protocol):
+    """What is declared of an index."""
+
+    name: str
+    """Its alias."""
+
+    def mapping(self) -> dict[str, Any]:
+        """Return its mapping."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return its settings by their full names."""
 
 
 def new_suffix() -> str:
@@ -43,7 +54,7 @@ def physical_indexes(client: Elasticsearch, alias: str) -> list[str]:
 
 def create(
     client: Elasticsearch,
-    index: SearchIndex,
+    index: Declared,
     suffix: str | None = None,
     *,
     alias: str | None = None,
@@ -100,7 +111,7 @@ def _created(client: Elasticsearch, physical: str, alias: str, mapping: Any, set
     return True
 
 
-def mapping_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
+def mapping_drift(client: Elasticsearch, index: Declared) -> list[str]:
     """Say how the mappings of the indexes behind a name differ from the declared one, nothing if they do not.
 
     Raises:
@@ -114,7 +125,7 @@ def mapping_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
     return found
 
 
-def settings_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
+def settings_drift(client: Elasticsearch, index: Declared) -> list[str]:
     """Say how the settings of the indexes behind a name differ from the declared ones, nothing if they do not.
 
     Raises:
@@ -128,7 +139,7 @@ def settings_drift(client: Elasticsearch, index: SearchIndex) -> list[str]:
     return found
 
 
-def check_current(client: Elasticsearch, index: SearchIndex) -> None:
+def check_current(client: Elasticsearch, index: Declared) -> None:
     """See to it that the index is there and has the declared mapping.
 
     Raises:
@@ -139,7 +150,7 @@ def check_current(client: Elasticsearch, index: SearchIndex) -> None:
         raise IndexDrift(f"{index.name} is not what is declared: {'; '.join(differences)}; rebuild it")
 
 
-def _there(client: Elasticsearch, index: SearchIndex) -> list[str]:
+def _there(client: Elasticsearch, index: Declared) -> list[str]:
     found = physical_indexes(client, index.name)
     if not found:
         raise IndexMissing(f"there is no index {index.name}; create it by SearchIndex.create(client), and fill it")

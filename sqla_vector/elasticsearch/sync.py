@@ -32,8 +32,8 @@ from sqla_vector.exc import (
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.consumer import Consumer
 from sqla_vector.tracking.entries import dead_entries
+from sqla_vector.tracking.events import BatchFinished, OnEvent, Outage, Outcome, RowFailed
 from sqla_vector.tracking.jobs import Failure
-from sqla_vector.tracking.observe import BatchFinished, OnEvent, Outage, Outcome, RowFailed
 from sqla_vector.tracking.outbox import Entry, acknowledge, bury, claim, draw, forget, is_held, is_pending, postpone
 from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
 from sqla_vector.tracking.steps import Steps, Transaction

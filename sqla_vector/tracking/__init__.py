@@ -4,8 +4,7 @@ from sqla_vector.tracking.active import active_embedder
 from sqla_vector.tracking.backfill import Backfill, BackfillReport, abackfill, backfill
 from sqla_vector.tracking.captures import outbox_triggers
 from sqla_vector.tracking.check import Backlog, ColumnReport, Report, acheck, check, is_current
-from sqla_vector.tracking.limits import RateLimit, limits_table
-from sqla_vector.tracking.observe import (
+from sqla_vector.tracking.events import (
     BatchFinished,
     Event,
     Outage,
@@ -16,6 +15,7 @@ from sqla_vector.tracking.observe import (
     WorkerStarted,
     WorkerStopped,
 )
+from sqla_vector.tracking.limits import RateLimit, limits_table
 from sqla_vector.tracking.outbox import outbox_table
 from sqla_vector.tracking.progress import Progress
 from sqla_vector.tracking.readiness import UpgradeEstimate, UpgradeStatus

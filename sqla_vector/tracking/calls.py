@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from sqla_vector.embedding import Embedder
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable
+from sqla_vector.tracking.events import TextsEmbedded
 from sqla_vector.tracking.limits import Limits
-from sqla_vector.tracking.observe import TextsEmbedded, Watch
+from sqla_vector.tracking.observe import Watch
 from sqla_vector.tracking.steps import Embedding, Steps
 
 __all__ = ["Calls", "Made"]

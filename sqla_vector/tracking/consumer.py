@@ -16,7 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper
 
 from sqla_vector.exc import InvalidOption
-from sqla_vector.tracking.observe import OnEvent, Outage, Outcome, QueueSeen, Watch, WorkerStarted, WorkerStopped
+from sqla_vector.tracking.events import OnEvent, Outage, Outcome, QueueSeen, WorkerStarted, WorkerStopped
+from sqla_vector.tracking.observe import Watch
 from sqla_vector.tracking.outbox import check_outbox, postpone
 from sqla_vector.tracking.patience import Backoff, check_seconds, is_of_values, is_passing, said, stopped_by_signals
 from sqla_vector.tracking.status import status

@@ -17,9 +17,9 @@ from sqla_vector.embedding import EmbeddedColumn, Embedder, Model
 from sqla_vector.exc import EmbedderUnavailable, VectorError
 from sqla_vector.tracking.calls import Calls, Made
 from sqla_vector.tracking.entries import forget_dead, note
+from sqla_vector.tracking.events import Outage
 from sqla_vector.tracking.jobs import Job, write_made
 from sqla_vector.tracking.limits import tokens_of
-from sqla_vector.tracking.observe import Outage
 from sqla_vector.tracking.patience import Backoff, is_passing, said
 from sqla_vector.tracking.steps import Pause, Steps, Transaction
 from sqla_vector.tracking.targets import Key, Target

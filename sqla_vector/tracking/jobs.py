@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Table, delete, exists, select
 from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.embedding import EmbeddedColumn, Model
-from sqla_vector.tracking.observe import FailureKind
+from sqla_vector.tracking.events import FailureKind
 from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone
 from sqla_vector.tracking.patience import is_of_values, said
 from sqla_vector.tracking.related import has_relations, lock_related

@@ -20,8 +20,9 @@ from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE, instance_state
 from sqla_vector.embedding import Embedder, Model, embed, fingerprint
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, InvalidText
+from sqla_vector.tracking.events import Outage, TextsEmbedded
 from sqla_vector.tracking.mirrors import Mirror
-from sqla_vector.tracking.observe import Outage, TextsEmbedded, Watch
+from sqla_vector.tracking.observe import Watch
 from sqla_vector.tracking.outbox import Operation, put
 from sqla_vector.tracking.plans import ColumnPlan, Plan, Plans, is_expression
 from sqla_vector.tracking.related import Dependant

@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sqla_vector.exc import InvalidOption
+from sqla_vector.tracking.events import OnEvent
 from sqla_vector.tracking.listener import Listener
-from sqla_vector.tracking.observe import OnEvent, Watch
+from sqla_vector.tracking.observe import Watch
 from sqla_vector.tracking.outbox import check_outbox
 from sqla_vector.tracking.plans import Plans
 from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Models, Target

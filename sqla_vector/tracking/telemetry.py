@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from opentelemetry import metrics, trace
 
-from sqla_vector.tracking.observe import BatchFinished, Event, Outage, Outcome, QueueSeen, RowFailed, TextsEmbedded
+from sqla_vector.tracking.events import BatchFinished, Event, Outage, Outcome, QueueSeen, RowFailed, TextsEmbedded
 
 __all__ = ["Telemetry"]
 

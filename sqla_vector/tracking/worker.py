@@ -19,15 +19,9 @@ from sqla_vector.exc import EmbedderUnavailable, InvalidOption, VectorError
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.calls import Calls, Made
 from sqla_vector.tracking.consumer import Consumer
+from sqla_vector.tracking.events import BatchFinished, OnEvent, Outage, Outcome, RowFailed
 from sqla_vector.tracking.jobs import Batch, Failure, Job, finish, take
 from sqla_vector.tracking.limits import Limits, RateLimit
-from sqla_vector.tracking.observe import (
-    BatchFinished,
-    OnEvent,
-    Outage,
-    Outcome,
-    RowFailed,
-)
 from sqla_vector.tracking.outbox import CHANNEL, is_pending
 from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
 from sqla_vector.tracking.session import tracking_of
