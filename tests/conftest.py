@@ -62,8 +62,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         run.close()
 
 
-WORK = ("tracking", "cli", "elasticsearch")
-"""Folders whose tests are of what happens to rows; how vectors travel on each driver is tested by the others."""
+WORK = ("alembic", "migrations", "embedding", "tracking", "cli", "elasticsearch")
+"""Folders whose tests are of what happens to tables and rows; how vectors travel on each driver others test."""
 
 ONE_OF_EACH = ("psycopg", "asyncpg", "sqlite_stdlib", "pysqlite3", "aiosqlite")
 """What they run on if they name no drivers: a synchronous and an asynchronous one for each database."""
