@@ -182,7 +182,7 @@ def test_a_rebuild_on_a_terminal_asks_and_shows_a_bar(shop: IndexedShop) -> None
     code, shown = on_terminal(["es", "rebuild", shop.name], shop, answer="y\n")
     assert code == 0, shown
     assert "indexing" in shown
-    assert "1 rows, 1 written" in shown
+    assert "1 row, 1 written" in shown
 
 
 @ONE
