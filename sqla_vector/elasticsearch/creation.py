@@ -7,11 +7,11 @@ import secrets
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqla_vector.elasticsearch.errors import translated
+from sqla_vector.elasticsearch.errors import index_missing, translated
 from sqla_vector.elasticsearch.mapping import mapping_differences, setting_differences
 from sqla_vector.elasticsearch.names import check_suffix
 from sqla_vector.elasticsearch.settings import EXCLUDE_VECTORS
-from sqla_vector.exc import IndexDrift, IndexExists, IndexMissing
+from sqla_vector.exc import IndexDrift, IndexExists
 
 if TYPE_CHECKING:
     from elasticsearch import Elasticsearch
@@ -153,5 +153,5 @@ def check_current(client: Elasticsearch, index: Declared) -> None:
 def _there(client: Elasticsearch, index: Declared) -> list[str]:
     found = physical_indexes(client, index.name)
     if not found:
-        raise IndexMissing(f"there is no index {index.name}; create it by SearchIndex.create(client), and fill it")
+        raise index_missing(index.name)
     return found

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sqla_vector.exc import IndexMissing, SearchError, SearchUnavailable, VectorError
 
-__all__ = ["failure_of", "translated", "typed_error"]
+__all__ = ["failure_of", "index_missing", "translated", "typed_error"]
 
 _LATER: Final = frozenset({408, 429, 502, 503, 504})
 """Answers after which the same request may succeed."""
@@ -52,6 +52,11 @@ def typed_error(error: Exception, index: str) -> VectorError | None:
     return None
 
 
+def index_missing(index: str) -> IndexMissing:
+    """Return the error of a declared index that is not there."""
+    return IndexMissing(f"there is no index {index}; create it by SearchIndex.create(client), and fill it")
+
+
 def failure_of(status: int, body: Any, index: str) -> VectorError:
     """Return the error for an answer, or a part of one, that is a failure.
 
@@ -62,7 +67,7 @@ def failure_of(status: int, body: Any, index: str) -> VectorError:
     """
     kind, reason = _cause(body)
     if kind == "index_not_found_exception":
-        return IndexMissing(f"there is no index {index}; create it by SearchIndex.create(client), and fill it")
+        return index_missing(index)
     if status in (401, 403):
         # The reason names the user or the key.
         return SearchError(f"Elasticsearch refused the client's credentials for the index {index!r}: status {status}")

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, func, select
 
 from sqla_vector.elasticsearch.comparing import Comparison
+from sqla_vector.elasticsearch.errors import index_missing
 from sqla_vector.elasticsearch.index import SearchIndex
 from sqla_vector.elasticsearch.report import CheckReport, Difference
 from sqla_vector.elasticsearch.sync import Sync
 from sqla_vector.elasticsearch.task import IndexTask
 from sqla_vector.elasticsearch.writing import Writer
-from sqla_vector.exc import IndexMissing
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.outbox import DEAD, PENDING, put
 from sqla_vector.tracking.progress import Meter, OnProgress
@@ -112,8 +112,7 @@ class Reconcile(IndexTask):
     def _steps(self, fix: bool) -> Steps[CheckReport]:
         begun, report = time.monotonic(), CheckReport(self._index.name)
         if not (yield from self._sender.physical(self._index.name)):
-            name = self._index.name
-            raise IndexMissing(f"there is no index {name}; create it by SearchIndex.create(client), and fill it")
+            raise index_missing(self._index.name)
         first = (yield from self._rows.draw()) if fix else 0
         meter = Meter(self._index.name, 2 * (yield from self._rows.count()), self._on_progress)
         yield from Comparison(

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.elasticsearch.actions import Action, Verdict, delete_action, index_action, parts
 from sqla_vector.elasticsearch.documents import document_id
+from sqla_vector.elasticsearch.errors import index_missing
 from sqla_vector.elasticsearch.index import SearchIndex
 from sqla_vector.elasticsearch.mapping import mapping_differences
 from sqla_vector.elasticsearch.names import REBUILD
@@ -286,7 +287,7 @@ class Sync(Consumer[_Batch]):
         name = self._index.name
         found = yield from self._ask("indices.get_mapping", index=name, ignore_unavailable=True)
         if name in found or not found:
-            raise IndexMissing(f"there is no index {name}; create it by SearchIndex.create(client), and fill it")
+            raise index_missing(name)
         wanted = self._index.mapping()
         for physical, one in found.items():
             if differences := mapping_differences(wanted, one["mappings"]):
@@ -319,9 +320,7 @@ class Sync(Consumer[_Batch]):
         elif verdict is Verdict.REFUSED:
             row.failure = Failure("document", f"Elasticsearch refuses the document: {reason}", is_final=True)
         elif verdict is Verdict.MISSING:
-            raise IndexMissing(
-                f"there is no index {self._index.name}; create it by SearchIndex.create(client), and fill it"
-            )
+            raise index_missing(self._index.name)
         else:
             row.state = "waiting" if verdict is Verdict.LATER else "late"
             if verdict is Verdict.LATER:
