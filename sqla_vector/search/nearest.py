@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Float, Integer, Select, bindparam, literal_column, or_, select, union_all
-from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.elements import ColumnElement
 from sqlalchemy.sql.visitors import iterate
 
@@ -22,10 +21,9 @@ from sqla_vector.metrics import Metric, default_metric, resolve_metric
 from sqla_vector.schema import check_whole_number, declared_metrics
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncSession
-    from sqlalchemy.orm import Session
+    pass
 
-__all__ = ["Hit", "asearch", "criterion_of", "nearest", "nearest_each", "nearest_to", "search"]
+__all__ = ["criterion_of", "nearest", "nearest_each", "nearest_to"]
 
 T = TypeVar("T")
 
@@ -33,21 +31,6 @@ MAX_K = 1_000_000
 MAX_OVERSAMPLE = 1_000
 MAX_EF_SEARCH = 1_000
 MAX_PROBES = 32_768
-
-
-@dataclass(frozen=True, slots=True)
-class Hit(Generic[T]):
-    """One row that :func:`search` found."""
-
-    entity: T
-    """The first thing the statement selects: an object, or a column's value."""
-    distance: float
-    similarity: float
-    """Larger is more similar; see :mod:`sqla_vector.metrics`."""
-    text: str | None
-    """The source text, where the vector column declares it: ``mapped_column(..., info={"source": ("title",)})``."""
-    row: Any
-    """The whole result row."""
 
 
 def nearest(
@@ -197,22 +180,6 @@ def nearest_to(column: Any, instance_or_pk: object, k: int = 10, **options: Any)
     return nearest(select(entity).where(or_(*others)), column, vector.scalar_subquery(), k, **options)
 
 
-def search(session: Session, stmt: Select[Any]) -> list[Hit[Any]]:
-    """Run a statement made by :func:`nearest` and return its rows as hits, nearest first.
-
-    Raises:
-        InvalidStatement: the statement was not made by :func:`nearest` or :func:`nearest_to`.
-    """
-    criterion = criterion_of(stmt)
-    return [_hit(row, criterion) for row in session.execute(stmt).unique()]
-
-
-async def asearch(session: AsyncSession, stmt: Select[Any]) -> list[Hit[Any]]:
-    """Return the same as :func:`search`, on an AsyncSession."""
-    # In a greenlet as a whole: the source text may be that of a related row, which is loaded then.
-    return await session.run_sync(search, stmt)
-
-
 def criterion_of(stmt: Select[Any]) -> NearestCriterion:
     """Return the criterion that :func:`nearest` put into a statement.
 
@@ -225,29 +192,6 @@ def criterion_of(stmt: Select[Any]) -> NearestCriterion:
             if isinstance(element, NearestCriterion):
                 return element
     raise InvalidStatement("expected a statement made by nearest()")
-
-
-def _hit(row: Any, criterion: NearestCriterion) -> Hit[Any]:
-    column, type_ = vector_type_of(criterion.distance.operands[0])
-    distance = float(row.distance)
-    similarity = criterion.distance.metric.similarity(distance, type_.dim or 1)
-    return Hit(row[0], distance, similarity, _source_text(row[0], column), row)
-
-
-def _source_text(entity: object, column: ColumnElement[Any]) -> str | None:
-    state = inspect(entity, raiseerr=False)
-    if state is None:
-        return None
-    # The column of an alias has no info, and an entity that is joined to the vector's has not its attributes.
-    tables = state.mapper.tables
-    source = next((base.info.get("source") for base in column.base_columns if base.table in tables), None)
-    if source is None:
-        return None
-    if callable(source):
-        text = source(entity)
-        return None if text is None else str(text)
-    names = (source,) if isinstance(source, str) else source
-    return "\n\n".join(str(part) for name in names if (part := getattr(entity, name, None)) is not None)
 
 
 def _resolve(column: Any, metric: str | None) -> tuple[ColumnElement[Any], VectorTypeEngine, Metric]:
