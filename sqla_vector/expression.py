@@ -146,6 +146,7 @@ class NearestCriterion(FunctionElement[bool]):
         ("oversample", InternalTraversal.dp_plain_obj),
         ("ef_search", InternalTraversal.dp_plain_obj),
         ("probes", InternalTraversal.dp_plain_obj),
+        ("recall", InternalTraversal.dp_plain_obj),
         ("many", InternalTraversal.dp_boolean),
         ("is_bounded", InternalTraversal.dp_boolean),
     ]
@@ -161,6 +162,7 @@ class NearestCriterion(FunctionElement[bool]):
         oversample: int | None,
         ef_search: int | None,
         probes: int | None,
+        recall: float | None = None,
         bound: ColumnElement[float] | None = None,
         many: bool = False,
     ) -> None:
@@ -171,6 +173,7 @@ class NearestCriterion(FunctionElement[bool]):
         self.oversample = oversample
         self.ef_search = ef_search
         self.probes = probes
+        self.recall = recall
         self.many = many
         self.is_bounded = bound is not None
 

@@ -39,6 +39,10 @@ __all__ = [
 Method = Literal["hnsw", "ivfflat", "auto"]
 Precision = Literal["full", "half", "int8", "binary"]
 
+MAX_OVERSAMPLE: Final = 1_000
+MAX_EF_SEARCH: Final = 1_000
+MAX_PROBES: Final = 32_768
+
 AUTO_INDEX_ROWS: Final = 10_000
 """``method="auto"`` builds no index on a table with fewer rows: an exact scan is as fast there."""
 
@@ -102,6 +106,13 @@ def check_whole_number(value: object, name: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidOption(f"{name} must be a whole number from {low:,} to {high:,}, got {value!r}")
     return value
+
+
+def check_share(value: object, name: str) -> float:
+    """Return ``value`` if it is a number over 0 and under 1, else raise :class:`InvalidOption`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+        raise InvalidOption(f"{name} must be a number over 0 and under 1, got {value!r}; for all of them: exact=True")
+    return float(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine import Dialect
+
+if TYPE_CHECKING:
+    from sqla_vector.dialects.tuned import TunedIndex
 
 __all__ = ["Settings", "settings_of"]
 
@@ -29,6 +33,8 @@ class Settings:
     """SQLite: the vec0 tables that exist, as ``(schema, name)``; the schema of the main database is None."""
     vec0_changed: bool = False
     """SQLite: whether a transaction has made or dropped vec0 tables, which its rollback undoes."""
+    tuned: dict[tuple[str | None, str], TunedIndex] = field(default_factory=dict)
+    """What was found by tune() for indexes, as ``(schema, name)``; the schema is None where none need be named."""
     forget_compiled: Callable[[], None] = lambda: None
     """Empties the engine's cache of compiled statements, which depend on these settings."""
 

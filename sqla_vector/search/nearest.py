@@ -18,7 +18,14 @@ from sqlalchemy.sql.visitors import iterate
 from sqla_vector.exc import InvalidOption, InvalidStatement
 from sqla_vector.expression import Distance, NearestCriterion, VectorTypeEngine, operand, vector_type_of
 from sqla_vector.metrics import Metric, default_metric, resolve_metric
-from sqla_vector.schema import check_whole_number, declared_metrics
+from sqla_vector.schema import (
+    MAX_EF_SEARCH,
+    MAX_OVERSAMPLE,
+    MAX_PROBES,
+    check_share,
+    check_whole_number,
+    declared_metrics,
+)
 
 if TYPE_CHECKING:
     pass
@@ -28,9 +35,6 @@ __all__ = ["criterion_of", "nearest", "nearest_each", "nearest_to"]
 T = TypeVar("T")
 
 MAX_K = 1_000_000
-MAX_OVERSAMPLE = 1_000
-MAX_EF_SEARCH = 1_000
-MAX_PROBES = 32_768
 
 
 def nearest(
@@ -46,6 +50,7 @@ def nearest(
     oversample: int | None = None,
     ef_search: int | None = None,
     probes: int | None = None,
+    recall: float | None = None,
 ) -> Select[Any]:
     """Return ``stmt`` limited to the ``k`` rows nearest to a vector, nearest first, with a ``distance`` column.
 
@@ -67,6 +72,10 @@ def nearest(
             and exactly as many as are given here).
         ef_search: hnsw on PostgreSQL, for this transaction, 1 to 1,000; by default what ``k`` needs.
         probes: ivfflat on PostgreSQL, for this transaction; by default the square root of ``lists``.
+        recall: the share of the true k nearest that is wanted, over 0 and under 1: takes the cheapest of the three
+            settings above for which :func:`sqla_vector.tuning.tune` found that it holds; one that is given here
+            stands.  Where nothing was found, the defaults serve, a warning is logged, and ``explain_nearest()``
+            says so.  An exact search needs none.
 
     Returns:
         A Select whose rows end with ``distance`` (float).
@@ -85,7 +94,7 @@ def nearest(
     element, type_, found = _resolve(column, metric)
     _check_statement(stmt)
     distance = Distance(found, type_.kind, element, operand(query, type_))
-    options = _Options(exact, oversample, ef_search, probes, _bound(found, type_, max_distance, min_similarity))
+    options = _Options(exact, oversample, ef_search, probes, recall, _bound(found, type_, max_distance, min_similarity))
     criterion = options.criterion(distance, k)
     labelled = distance.label("distance")
     # A literal, not a parameter: with it the server may keep one plan for all executions.
@@ -106,6 +115,7 @@ def nearest_each(
     oversample: int | None = None,
     ef_search: int | None = None,
     probes: int | None = None,
+    recall: float | None = None,
 ) -> Select[Any]:
     """Return the ``k`` rows nearest to each of several vectors, in one statement.
 
@@ -124,6 +134,7 @@ def nearest_each(
         oversample: likewise.
         ef_search: likewise.
         probes: likewise.
+        recall: likewise.
 
     Raises:
         InvalidOption: no query or more than 500 (SQLite's limit), or as for :func:`nearest`.
@@ -137,7 +148,7 @@ def nearest_each(
     ]
     source = (rows[0] if len(rows) == 1 else union_all(*rows)).cte("nearest_queries")
     distance = Distance(found, type_.kind, element, source.c.vector)
-    options = _Options(exact, oversample, ef_search, probes, _bound(found, type_, max_distance, min_similarity))
+    options = _Options(exact, oversample, ef_search, probes, recall, _bound(found, type_, max_distance, min_similarity))
     criterion = options.criterion(distance, k, many=True)
     number, labelled = source.c.number.label("query"), distance.label("distance")
     return stmt.add_columns(number, labelled).where(criterion).order_by(number, labelled, *criterion.keys)
@@ -212,6 +223,7 @@ class _Options:
     oversample: int | None
     ef_search: int | None
     probes: int | None
+    recall: float | None
     bound: ColumnElement[float] | None
 
     def criterion(self, distance: Distance, k: int, *, many: bool = False) -> NearestCriterion:
@@ -223,6 +235,7 @@ class _Options:
             oversample=_optional(self.oversample, "oversample", MAX_OVERSAMPLE),
             ef_search=_optional(self.ef_search, "ef_search", MAX_EF_SEARCH),
             probes=_optional(self.probes, "probes", MAX_PROBES),
+            recall=None if self.recall is None else check_share(self.recall, "recall"),
             bound=self.bound,
             many=many,
         )

@@ -12,12 +12,25 @@ from sqla_vector.dialects.postgresql.types import qualified, type_sql
 from sqla_vector.exc import IndexNotUsable
 from sqla_vector.schema import IndexSpec, VectorIndexKey
 
-__all__ = ["MAX_INDEXED", "effective_precision", "index_expression"]
+__all__ = ["DEFAULTS", "MAX_INDEXED", "built", "effective_precision", "index_expression"]
 
 logger = logging.getLogger("sqla_vector.postgresql")
 
 MAX_INDEXED: Final = {"vector": 2_000, "halfvec": 4_000, "bit": 64_000, "sparsevec": 1_000_000_000}
 """The largest dimension that pgvector indexes, by kind (sparse vectors: 1,000 non-zero elements)."""
+
+
+DEFAULTS: Final = {"hnsw": {"m": 16, "ef_construction": 64}, "ivfflat": {"lists": 100}}
+"""pgvector's own values of the options of an index."""
+
+
+def built(key: VectorIndexKey) -> str:
+    """Return what is built for a declared index, as far as it decides how well it finds: ``hnsw full m=16 ...``."""
+    spec = key.spec
+    method = "ivfflat" if spec.method == "ivfflat" else "hnsw"
+    options = {name: spec.option(name, default) for name, default in DEFAULTS[method].items()}
+    precision = effective_precision(spec, key.vector_type.kind, key.dim)
+    return " ".join([method, precision, *(f"{name}={value}" for name, value in options.items())])
 
 
 def effective_precision(spec: IndexSpec, kind: str, dim: int) -> str:

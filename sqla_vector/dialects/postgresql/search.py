@@ -23,20 +23,21 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ColumnClause
 
 from sqla_vector.dialects.postgresql.expression import operator_sql
-from sqla_vector.dialects.postgresql.index import effective_precision, index_expression
+from sqla_vector.dialects.postgresql.index import DEFAULTS, built, effective_precision, index_expression
 from sqla_vector.dialects.scope import StatementScope
+from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.tuned import Knobs, knobs_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.metrics import METRICS
 from sqla_vector.schema import IndexSpec, declared_index
 
-__all__ = ["OVERSAMPLE"]
+__all__ = ["OVERSAMPLE", "default_probes"]
 
 OVERSAMPLE: Final = {"full": 1, "half": 2, "binary": 20}
 """Candidates per wanted row that are fetched from an index of each precision."""
 
 _DEFAULT_EF_SEARCH: Final = 40
 _MAX_EF_SEARCH: Final = 1000
-_DEFAULT_LISTS: Final = 100
 
 
 @compiles(NearestCriterion, "postgresql")
@@ -57,8 +58,9 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
     spec, key = index[1].spec, index[1]
     kind: str = key.vector_type.kind
     precision = effective_precision(spec, kind, key.dim)
-    oversample = element.oversample or OVERSAMPLE[precision]
-    gate = _settings_gate(scope, spec, oversample)
+    knobs = knobs_of(element, index[0], built(key), compiler.preparer, settings_of(compiler.dialect))
+    oversample = knobs.oversample or OVERSAMPLE[precision]
+    gate = _settings_gate(scope, spec, oversample, knobs)
     if precision == "full":
         approximate = distance
     else:
@@ -121,18 +123,18 @@ def _candidates(scope: StatementScope, gate: str, approximate: str, distance: st
     return _among(scope, found) if scope.locked else f"{result} = ANY(ARRAY({found}))"
 
 
-def _settings_gate(scope: StatementScope, spec: IndexSpec, oversample: int) -> str:
+def _settings_gate(scope: StatementScope, spec: IndexSpec, oversample: int, knobs: Knobs) -> str:
     """Return a criterion that is always true and sets what the scan needs, for this transaction only."""
     criterion = scope.criterion
     settings: list[tuple[str, str]] = []
     if spec.method == "ivfflat":
-        default = max(1, ceil(sqrt(spec.option("lists", _DEFAULT_LISTS))))
-        settings.append(("ivfflat.probes", _at_least("ivfflat.probes", criterion.probes, str(default))))
+        default = default_probes(spec)
+        settings.append(("ivfflat.probes", _at_least("ivfflat.probes", knobs.probes, str(default))))
         settings.append(("ivfflat.iterative_scan", "'relaxed_order'"))
     else:
         wanted = criterion.k * oversample
-        if criterion.ef_search is not None:
-            settings.append(("hnsw.ef_search", f"'{criterion.ef_search}'"))
+        if knobs.ef_search is not None:
+            settings.append(("hnsw.ef_search", f"'{knobs.ef_search}'"))
         elif scope.offset_sql is not None:
             number = f"least({_MAX_EF_SEARCH}, {scope.wanted_sql} * {oversample})"
             settings.append(("hnsw.ef_search", _at_least("hnsw.ef_search", None, number)))
@@ -143,6 +145,11 @@ def _settings_gate(scope: StatementScope, spec: IndexSpec, oversample: int) -> s
         settings.append(("hnsw.iterative_scan", "'strict_order'"))
     calls = ", ".join(f"pg_catalog.set_config('{name}', {value}, true)" for name, value in settings)
     return f"(SELECT ROW({calls})) IS NOT NULL"
+
+
+def default_probes(spec: IndexSpec) -> int:
+    """Return how many lists are looked into if nobody says how many: pgvector's manual advises the square root."""
+    return max(1, ceil(sqrt(spec.option("lists", DEFAULTS["ivfflat"]["lists"]))))
 
 
 def _at_least(name: str, chosen: int | None, number: str) -> str:

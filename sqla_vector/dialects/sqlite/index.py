@@ -73,6 +73,7 @@ class Vec0Index:
 
     def __init__(self, index: Index, key: VectorIndexKey) -> None:
         assert index.table is not None
+        self.index = index
         self.name = str(index.name)
         self.table: Table = index.table
         self.key = key
@@ -85,6 +86,16 @@ class Vec0Index:
     def precision(self) -> str:
         """``full``, ``int8`` or ``binary``; half is PostgreSQL's, full stands in for it."""
         return "full" if self.spec.precision == "half" else self.spec.precision
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it finds the true k nearest, whatever it is told."""
+        return self.precision == "full"
+
+    @property
+    def built(self) -> str:
+        """What it is, as far as that decides how well it finds."""
+        return f"vec0 {self.precision}"
 
     @property
     def keys_name(self) -> str:

@@ -16,21 +16,22 @@ from typing import Any, Final
 
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import operators
-from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.compiler import IdentifierPreparer, SQLCompiler
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ColumnElement
 
 from sqla_vector.dialects.scope import StatementScope
-from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.settings import Settings, settings_of
 from sqla_vector.dialects.sqlite.index import VECTOR, Metadata, Vec0Index, exists, vec0_index
+from sqla_vector.dialects.tuned import NO_KNOBS, Knobs, knobs_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import declared_index, indexed_column
 
-__all__ = ["MAX_K", "oversample_of"]
+__all__ = ["MAX_K", "OVERSAMPLE", "knobs_of_vec0", "oversample_of"]
 
 MAX_K: Final = 4_096
 """The most rows that one vec0 query returns."""
 
-_OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 40}
+OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 40}
 """Candidates per wanted row that are fetched from a vec0 table of each precision."""
 
 _COMPARISONS: Final = {
@@ -53,18 +54,30 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
     if scope.grouped:
         return f"({defined})"
     index = None if element.exact else serving_index(element, compiler)
-    oversample = 1 if index is None else oversample_of(element, index)
+    knobs = (
+        NO_KNOBS if index is None else knobs_of_vec0(element, index, compiler.preparer, settings_of(compiler.dialect))
+    )
+    oversample = 1 if index is None else oversample_of(element, index, knobs)
     if index is None or element.k * oversample >= MAX_K:
         return f"({_among(scope, _exact(scope, distance))} AND {defined})"
-    return f"({_among(scope, _from_vec0(scope, index, distance, oversample))} AND {defined})"
+    return f"({_among(scope, _from_vec0(scope, index, distance, oversample, knobs))} AND {defined})"
 
 
-def oversample_of(element: NearestCriterion, index: Vec0Index) -> int:
+def knobs_of_vec0(
+    element: NearestCriterion, index: Vec0Index, preparer: IdentifierPreparer, settings: Settings
+) -> Knobs:
+    """Return the settings of a search by a vec0 table; one that finds everything needs none for a recall."""
+    if index.is_exact:
+        return Knobs(element.ef_search, element.probes, element.oversample)
+    return knobs_of(element, index.index, index.built, preparer, settings)
+
+
+def oversample_of(element: NearestCriterion, index: Vec0Index, knobs: Knobs) -> int:
     """Return how many candidates per wanted row are fetched: as many as asked for, else what vec0 can return."""
-    usual = _OVERSAMPLE[index.precision]
+    usual = OVERSAMPLE[index.precision]
     if index.precision == "binary" and element.k * usual >= MAX_K:
         usual //= 2
-    return element.oversample or usual
+    return knobs.oversample or usual
 
 
 def serving_index(element: NearestCriterion, compiler: SQLCompiler) -> Vec0Index | None:
@@ -99,7 +112,7 @@ def _exact(scope: StatementScope, distance: str, *criteria: str, only_if: str | 
     )
 
 
-def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversample: int) -> str:
+def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversample: int, knobs: Knobs) -> str:
     preparer = scope.compiler.preparer
     schema = preparer.schema_for_object(index.table)
     prefix = f"{preparer.quote_schema(schema)}." if schema else ""
@@ -123,7 +136,7 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     # The number of rows is not known here when there is an OFFSET; past vec0's limit the exact branch serves.
     count_sql = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
     limited = _at_most(count_sql, scope)
-    if index.precision == "binary" and scope.criterion.oversample is None:
+    if index.precision == "binary" and knobs.oversample is None:
         # vec0's time grows with k times the rows.  A first scan for the k nearest by bits gives a distance, and a
         # second only looks at the rows a margin beyond it.
         nearest_bits = f"SELECT max(+distance) FROM (SELECT distance {match}{_at_most(wanted, scope)}{constraint})"
