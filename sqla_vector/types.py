@@ -57,6 +57,12 @@ class DialectSupport(Protocol):
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         """Make sure that a transaction is open in the database, so that a savepoint is inside it."""
 
+    def state(self, connection: Connection) -> object | None:
+        """Return what is equal as long as nobody changes the database, this connection neither; None if unknown.
+
+        Both times in a transaction that keeps others from writing.
+        """
+
     def sees_commits(self) -> ColumnElement[bool]:
         """Return what tells whether a statement sees all that was committed before it, in the transaction it is in."""
 

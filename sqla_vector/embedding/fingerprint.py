@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Final
 
 from sqlalchemy import String
@@ -26,7 +27,7 @@ def _is_valid(part: object, pattern: re.Pattern[str], longest: int) -> bool:
     return isinstance(part, str) and bool(pattern.match(part)) and part.isprintable() and len(part) <= longest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
     """An embedding model, as it is written into fingerprints: ``name@version``.
 
@@ -49,8 +50,12 @@ class Model:
                 f"got {self.version!r}"
             )
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         return f"{self.name}@{self.version}"
+
+    def __str__(self) -> str:
+        return self._text
 
 
 class Fingerprint(TypeDecorator[str]):
@@ -76,7 +81,7 @@ class Fingerprint(TypeDecorator[str]):
 
 def digest(text: str) -> str:
     """Return the hash of a text, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def fingerprint(model: Model, text: str | None) -> str | None:

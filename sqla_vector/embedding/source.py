@@ -50,6 +50,10 @@ class SourceText:
         Raises:
             InvalidText: the text is none that can be encoded.
         """
+        if self.template is None and all(type(value) is str for value in values):
+            # The usual case, as it is below.
+            seen = [value for value in values if value and not value.isspace()]
+            return self._redacted(clean(SEPARATOR.join(seen))) if seen else None
         found = [_part(value, path) for value, path in zip(values, self.paths, strict=True)]
         written = [part if type(part) is str else str(part) for part in found if part is not None]
         if not written:

@@ -17,6 +17,7 @@ from sqla_vector.tracking.patience import is_of_values, said
 from sqla_vector.tracking.related import has_relations, lock_related
 from sqla_vector.tracking.targets import Embedders, Key, Target
 from sqla_vector.tracking.texts import RowState, Write, read, write
+from sqla_vector.types import support_of
 
 __all__ = ["Batch", "Failure", "Job", "Row", "finish", "take", "write_made"]
 
@@ -82,6 +83,8 @@ class Batch:
     """When the claim began, in nanoseconds since 1970."""
     claimed: int = 0
     """When it ended."""
+    seen: object | None = None
+    """The database's state as the rows were read, None where a database does not tell."""
     failed: list[tuple[Entry, Failure, bool]] = field(default_factory=list)
     """Entries whose failure was written down, and whether they are dead."""
 
@@ -134,6 +137,7 @@ def take(
             batch.rows.setdefault((entry.entity, key), Row()).entries.append(entry)
     if not is_careful:
         _find_all_stale(connection, batch, by_entity, embedders)
+        batch.seen = support_of(connection.dialect).state(connection)
         return batch
     try:
         with connection.begin_nested():
@@ -234,12 +238,13 @@ def _bury(
 
 def _write_all(connection: Connection, batch: Batch, embedders: Embedders) -> set[RowName]:
     written: set[RowName] = set()
-    by_column: dict[tuple[Target, EmbeddedColumn], list[Job]] = {}
+    by_column: dict[tuple[int, int], list[Job]] = {}
     for job in batch.jobs:
         if batch.rows[job.row].failure is None:
-            by_column.setdefault((job.target, job.column), []).append(job)
-    for (target, column), jobs in by_column.items():
-        written |= _write_column(connection, batch, target, column, jobs, embedders)
+            # By what they are, not by what is in them: that would be hashed for every row.
+            by_column.setdefault((id(job.target), id(job.column)), []).append(job)
+    for jobs in by_column.values():
+        written |= _write_column(connection, batch, jobs[0].target, jobs[0].column, jobs, embedders)
     return written
 
 
@@ -251,7 +256,10 @@ def _write_column(
     jobs: Sequence[Job],
     embedders: Embedders,
 ) -> set[RowName]:
-    written, late = write_made(connection, target, column, embedders.model(column), jobs, batch.vectors)
+    # After each column anew: what it writes may change others, by triggers of the user's.
+    is_as_read = batch.seen is not None and batch.seen == support_of(connection.dialect).state(connection)
+    model = embedders.model(column)
+    written, late = write_made(connection, target, column, model, jobs, batch.vectors, is_as_read=is_as_read)
     for key in late:
         batch.rows[target.entity, key].is_late = True
     return {(target.entity, key) for key in written}
@@ -264,6 +272,8 @@ def write_made(
     model: Model,
     jobs: Sequence[Job],
     vectors: Mapping[str, NDArray[Any]],
+    *,
+    is_as_read: bool = False,
 ) -> tuple[set[Key], set[Key]]:
     """Write vectors for rows whose text is still the one that they were made of, and keep others from changing it.
 
@@ -274,23 +284,26 @@ def write_made(
         model: the present one.
         jobs: the rows, as they were read.
         vectors: by the fingerprint.
+        is_as_read: nobody has changed anything since the rows were read, nor can now.
 
     Returns:
         The keys that were written, and those that somebody is changing.
     """
     keys = [job.state.key for job in jobs]
-    free = lock_related(connection, target, column, keys) if has_relations(column) else set(keys)
-    now = read(connection, target, column, keys, lock=True, before={job.state.key: job.state for job in jobs})
-    exist = set(now) if set(keys) <= set(now) else set(read(connection, target, column, keys))
+    before = {job.state.key: job.state for job in jobs}
+    free = lock_related(connection, target, column, keys) if has_relations(column) else before.keys()
+    now = before if is_as_read else read(connection, target, column, keys, lock=True, before=before)
+    exist = now.keys() if before.keys() <= now.keys() else set(read(connection, target, column, keys))
     writes: list[Write] = []
     late: set[Key] = set()
+    of_model = f"{model}:"
     for job in jobs:
         key = job.state.key
         state = now.get(key)
         if state is None:
             # Deleted meanwhile, or locked by somebody who is changing it.
             late |= {key} & exist
-        elif key not in free or state.error is not None or _wanted(state, job, model) != job.wanted:
+        elif key not in free or state.error is not None or _wanted(state, job, model, of_model) != job.wanted:
             late.add(key)
         elif not state.has(job.wanted):
             vector = vectors.get(job.wanted) if job.wanted is not None else None
@@ -302,8 +315,8 @@ def write_made(
     return {row.key for row in writes}, late
 
 
-def _wanted(state: RowState, job: Job, model: Model) -> str | None:
-    is_same = state.text is job.state.text and (job.wanted or "").startswith(f"{model}:")
+def _wanted(state: RowState, job: Job, model: Model, of_model: str) -> str | None:
+    is_same = state.text is job.state.text and job.wanted is not None and job.wanted.startswith(of_model)
     return job.wanted if is_same else state.wanted(model)
 
 

@@ -232,10 +232,12 @@ class Listener:
                 flush.moved |= {(dependant.target, key) for key in found}
 
     def _embed(self, flush: _Flush, wishes: list[_Wish]) -> None:
-        by_embedder: dict[int, list[_Wish]] = {}
+        by_column: dict[ColumnPlan, list[_Wish]] = {}
         for wish in wishes:
-            embedder = flush.embedders.embedder(wish.plan.column)
-            by_embedder.setdefault(id(embedder), []).append(wish)
+            by_column.setdefault(wish.plan, []).append(wish)
+        by_embedder: dict[int, list[_Wish]] = {}
+        for plan, group in by_column.items():
+            by_embedder.setdefault(id(flush.embedders.embedder(plan.column)), []).extend(group)
         for group in by_embedder.values():
             embedder = flush.embedders.embedder(group[0].plan.column)
             texts = list(dict.fromkeys(wish.text for wish in group))

@@ -198,11 +198,15 @@ class Worker(Consumer[Batch]):
             yield from self._watch.tell(Outage("embedder", embedder.name, str(error), pause))
 
     def _by_embedder(self, batch: Batch) -> list[tuple[str, Embedder, list[Job]]]:
-        found: dict[int, tuple[str, Embedder, list[Job]]] = {}
+        by_column: dict[int, list[Job]] = {}
         for job in batch.jobs:
             if job.is_stale and job.wanted is not None:
-                embedder = batch.embedders.embedder(job.column)
-                found.setdefault(id(embedder), (job.column.spec.embedder, embedder, []))[2].append(job)
+                by_column.setdefault(id(job.column), []).append(job)
+        found: dict[int, tuple[str, Embedder, list[Job]]] = {}
+        for jobs in by_column.values():
+            column = jobs[0].column
+            embedder = batch.embedders.embedder(column)
+            found.setdefault(id(embedder), (column.spec.embedder, embedder, []))[2].extend(jobs)
         return list(found.values())
 
     def _embed(self, batch: Batch, name: str, embedder: Embedder, jobs: list[Job]) -> Steps[None]:

@@ -73,6 +73,9 @@ class PostgreSQLSupport:
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         """Every driver's connection is in a transaction already."""
 
+    def state(self, connection: Connection) -> object | None:
+        return None
+
     def sees_commits(self) -> ColumnElement[bool]:
         return func.current_setting("transaction_isolation").in_(["read committed", "read uncommitted"])
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from sqla_vector.dialects.settings import Settings
 from sqla_vector.dialects.sqlite.functions import AGGREGATES, FUNCTIONS, STAND_INS
 
-__all__ = ["RawConnection", "begin", "brief_lock_wait", "is_prepared", "prepare"]
+__all__ = ["RawConnection", "begin", "brief_lock_wait", "is_prepared", "prepare", "state"]
 
 
 class RawConnection:
@@ -49,6 +49,12 @@ class RawConnection:
         inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
         # From Python 3.12 on the driver may be told so by an attribute; then its commit() would not end a BEGIN.
         return inner.isolation_level is None or getattr(inner, "autocommit", None) is True
+
+    @property
+    def changes(self) -> int:
+        """How many rows this connection has inserted, updated and deleted so far."""
+        inner = self._adapted.driver_connection._conn if self._is_async else self._adapted
+        return int(inner.total_changes)
 
     def rows(self, sql: str, *parameters: Any) -> Iterable[Any]:
         """Run a query and return its rows."""
@@ -89,6 +95,23 @@ def begin(connection: Connection, *, to_write: bool = False) -> None:
     raw = RawConnection(connection.connection.dbapi_connection)
     if not raw.in_transaction and not raw.commits_itself:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if to_write else "BEGIN")
+
+
+def state(connection: Connection) -> object | None:
+    """Return what is equal as long as neither this connection nor another one changes a row.
+
+    Source: SQLite's manual, PRAGMA data_version, which commits of other connections change, in each database;
+    sqlite3_total_changes().
+    """
+    own = connection.connection.dbapi_connection
+    raw = RawConnection(own)
+    if not raw.in_transaction:
+        return None
+    quote = connection.dialect.identifier_preparer.quote_schema
+    schemas = [name for (name,) in raw.rows("SELECT name FROM pragma_database_list WHERE name <> 'temp' ORDER BY seq")]
+    versions = [raw.rows(f"PRAGMA {quote(name)}.data_version") for name in schemas]
+    # Both numbers are the connection's own, so that those of another one say nothing.
+    return own, raw.changes, schemas, versions
 
 
 @contextmanager

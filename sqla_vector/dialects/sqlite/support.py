@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeEngine
 from sqla_vector.dialects.capture import CaptureSupport
 from sqla_vector.dialects.migration import MigrationSupport
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import RawConnection, begin, brief_lock_wait, is_prepared, prepare
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin, brief_lock_wait, is_prepared, prepare, state
 from sqla_vector.dialects.sqlite.dialect import adapt, refresh_vec0_tables, restore
 from sqla_vector.dialects.sqlite.explain import explain, served_by, why_unused
 from sqla_vector.dialects.sqlite.types import SQLiteVector
@@ -75,6 +75,9 @@ class SQLiteSupport:
     def begin(self, connection: Connection, *, to_write: bool = False) -> None:
         # A savepoint opened outside a transaction would commit when released.
         begin(connection, to_write=to_write)
+
+    def state(self, connection: Connection) -> object | None:
+        return state(connection)
 
     def sees_commits(self) -> ColumnElement[bool]:
         # Of a transaction that may write: nobody else commits meanwhile.
