@@ -214,6 +214,24 @@ def by_hand_in_core(engine: Engine, vectors: Any) -> Callable[[Any], None]:
     return loop
 
 
+def by_hand_with_objects(engine: Engine, vectors: Any) -> Callable[[Any], None]:
+    """Return the same loop over objects, as most programs have it."""
+    query = select(Queued).where(Queued.embedding_fingerprint.is_(None)).order_by(Queued.id).limit(BATCH)
+    sessions, model = sessionmaker(engine), Model("zero", "1")
+
+    def loop(_: Any) -> None:
+        while True:
+            with sessions.begin() as session:
+                found = session.scalars(query).all()
+                if not found:
+                    break
+                for entity, vector in zip(found, vectors, strict=False):
+                    entity.embedding = vector
+                    entity.embedding_fingerprint = fingerprint(model, f"{entity.title}\n\n{entity.body}")
+
+    return loop
+
+
 def workers(run: Run, name: str, engine: Engine, vectors: Any, least: float) -> Iterator[Figure]:
     sessions = sessionmaker(engine)
     track(sessions, embedders={"zero": ZeroCost(vectors)}, outbox=outbox, models=Base)
@@ -233,6 +251,9 @@ def workers(run: Run, name: str, engine: Engine, vectors: Any, least: float) -> 
     core = Variant(by_hand_in_core(engine, vectors), clearing(engine, fill))
     found = run.compare(ours, core)
     yield found.speed(GROUP, f"worker, {name}", "a loop through SQLAlchemy, without a queue", count, 0.5)
+    objects = Variant(by_hand_with_objects(engine, vectors), clearing(engine, fill))
+    against = "a loop over objects, without a queue"
+    yield run.compare(ours, objects).speed(GROUP, f"worker, {name}", against, count, 0.5)
     driver = Variant(by_hand(engine, vectors), clearing(engine, fill))
     against = "a loop through the driver, without a queue"
     yield run.compare(ours, driver).speed(GROUP, f"worker, {name}", against, count, None)
