@@ -31,6 +31,7 @@ __all__ = [
     "max_inner_product",
     "multiply",
     "similarity",
+    "similarity_from",
     "similarity_of",
     "subtract",
     "subvector",
@@ -100,20 +101,26 @@ def jaccard_distance(column: SQLColumnExpression[Any], value: object) -> ColumnE
 
 def similarity_of(element: Distance) -> ColumnElement[float]:
     """Return the similarity that belongs to a distance, larger is more similar."""
+    return similarity_from(element, element.metric_name, vector_type_of(element.operands[0])[1])
+
+
+def similarity_from(
+    distance: ColumnElement[float], metric_name: str, type_: VectorTypeEngine
+) -> ColumnElement[float]:
+    """Return the similarity that belongs to an expression of a distance of vectors of a type."""
     one = literal_column("1.0", DISTANCE_VALUE)
     expression: ColumnElement[Any]
-    match element.metric_name:
+    match metric_name:
         case "inner_product":
-            expression = -element
+            expression = -distance
         case "l2" | "l1":
-            expression = one / (one + element)
+            expression = one / (one + distance)
         case "hamming":
-            _, type_ = vector_type_of(element.operands[0])
             if type_.dim is None:
                 raise InvalidOption(f"{type_.column_name}: the similarity of bits needs their number")
-            expression = one - element / literal_column(f"{type_.dim}.0", DISTANCE_VALUE)
+            expression = one - distance / literal_column(f"{type_.dim}.0", DISTANCE_VALUE)
         case _:
-            expression = one - element
+            expression = one - distance
     return _typed(expression)
 
 

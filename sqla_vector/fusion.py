@@ -16,9 +16,12 @@ from typing import Any, Final, Literal
 
 from sqla_vector.exc import InvalidOption
 
-__all__ = ["RRF", "Fused", "Fusion", "Part", "Weighted", "rrf", "weighted"]
+__all__ = ["RRF", "Fused", "Fusion", "Kind", "Normalize", "Part", "Weighted", "check_weight", "rrf", "weighted"]
 
 Key = tuple[Any, ...]
+Kind = Literal["text", "vector"]
+Normalize = Literal["minmax", "max", "none"]
+NORMALIZE: Final = ("minmax", "max", "none")
 MAX_RRF_K: Final = 1_000_000
 
 
@@ -33,7 +36,7 @@ class Part:
         weight: how much the list counts; beside a text, how vector lists share what counts as vector.
     """
 
-    kind: Literal["text", "vector"]
+    kind: Kind
     scores: Sequence[tuple[Key, float | None]]
     weight: float = 1.0
 
@@ -66,33 +69,47 @@ class RRF:
 
 @dataclass(frozen=True, slots=True)
 class Weighted:
-    """Weighted sum of scores that were brought to 0..1 within their list.
-
-    The best score of a list becomes 1 and the worst 0; if all are equal, 1.  A row that a list has not gets 0 there.
-    """
+    """Weighted sum of scores that were made comparable within their list.  A row that a list has not gets 0 there."""
 
     alpha: float = 0.5
+    normalize: Normalize = "minmax"
 
     def __post_init__(self) -> None:
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if not number or not 0.0 <= self.alpha <= 1.0:
             raise InvalidOption(f"weighted(alpha): alpha is a number from 0 (text) to 1 (vector), got {self.alpha!r}")
+        if not isinstance(self.normalize, str) or self.normalize not in NORMALIZE:
+            raise InvalidOption(f"weighted(normalize): use one of {', '.join(NORMALIZE)}, got {self.normalize!r}")
+
+    def shares(self, parts: Sequence[tuple[Kind, float]]) -> list[float]:
+        """Return how much each part counts, of their kinds and weights; 0 of one that adds no rows."""
+        for _, weight in parts:
+            check_weight(weight)
+        totals = {kind: math.fsum(weight for other, weight in parts if other == kind) for kind, _ in parts}
+        by_kind = {"text": 1.0 - self.alpha, "vector": self.alpha}
+        return [by_kind[kind] * weight / totals[kind] for kind, weight in parts]
 
     def fuse(self, parts: Sequence[Part]) -> list[Fused]:
         """Return the rows of all parts, best first; equal scores are in the order of their keys.
 
         A part that counts nothing adds no rows: with ``alpha=0`` there are those of the text only.
         """
-        totals = {kind: math.fsum(part.weight for part in parts if part.kind == kind) for kind in ("text", "vector")}
-        shares = {"text": 1.0 - self.alpha, "vector": self.alpha}
+        shares = iter(self.shares([(part.kind, part.weight) for part in parts]))
 
         def contributions(part: Part) -> list[float] | None:
-            share = shares[part.kind] * part.weight / totals[part.kind]
+            share = next(shares)
             if share == 0.0:
                 return None
             scores = [float(score) for _, score in part.scores if score is not None]
             low, high = min(scores, default=0.0), max(scores, default=0.0)
-            return [share * ((score - low) / (high - low) if high > low else 1.0) for score in scores]
+            match self.normalize:
+                case "minmax":
+                    return [share * ((score - low) / (high - low) if high > low else 1.0) for score in scores]
+                case "max":
+                    largest = max(abs(low), abs(high))
+                    return [share * (score / largest if largest > 0.0 else 0.0) for score in scores]
+                case _:
+                    return [share * score for score in scores]
 
         return _fuse(parts, contributions)
 
@@ -118,16 +135,19 @@ def rrf(k: int = 60) -> RRF:
     return RRF(k)
 
 
-def weighted(alpha: float = 0.5) -> Weighted:
-    """Fuse by scores, brought to 0..1 within each list.
+def weighted(alpha: float = 0.5, normalize: Normalize = "minmax") -> Weighted:
+    """Fuse by scores, which are made comparable within each list.
 
     Args:
         alpha: how much vectors count, from 0 (text only) to 1 (vectors only).
+        normalize: ``"minmax"``: the best score of a list becomes 1 and the worst 0, or all 1 if they are equal;
+            ``"max"``: scores are divided by the largest one (by its absolute value), so that the last row of a list
+            still counts more than one that the list has not; ``"none"``: scores are taken as they are.
 
     Raises:
-        InvalidOption: ``alpha`` is outside 0..1.
+        InvalidOption: ``alpha`` is outside 0..1, or there is no such ``normalize``.
     """
-    return Weighted(alpha)
+    return Weighted(alpha, normalize)
 
 
 def _fuse(parts: Sequence[Part], contributions_of: Callable[[Part], list[float] | None]) -> list[Fused]:
@@ -141,16 +161,31 @@ def _fuse(parts: Sequence[Part], contributions_of: Callable[[Part], list[float] 
         for rank, ((key, _), contribution) in enumerate(zip(ranked.scores, contributions, strict=True), start=1):
             sums.setdefault(key, []).append(contribution)
             ranks.setdefault(key, [None] * len(parts))[number] = rank
-    # fsum, so that the order of the parts cannot decide between rows that are equal.
-    scored = [(key, math.fsum(terms)) for key, terms in sums.items()]
+    scored = [(key, _total(terms)) for key, terms in sums.items()]
     return [Fused(key, score, tuple(ranks[key])) for key, score in by_score(scored)]
+
+
+def _total(terms: list[float]) -> float:
+    """Add up the largest first, as SQL does: neither the order of the parts nor the database can tell equal rows apart.
+
+    One by one, because sum() compensates for what is lost, on some versions of Python.
+    """
+    total = 0.0
+    for term in sorted(terms, reverse=True):
+        total += term
+    return total
+
+
+def check_weight(weight: object) -> float:
+    """Return what a list counts, if it can be that."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.0 < weight < math.inf:
+        raise InvalidOption(f"the weight of a list must be a positive number, got {weight!r}")
+    return float(weight)
 
 
 def _ranked(part: Part) -> Part:
     """Return a part best first, ties by key, without rows that have no score."""
-    weight = part.weight
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.0 < weight < math.inf:
-        raise InvalidOption(f"the weight of a list must be a positive number, got {weight!r}")
+    weight = check_weight(part.weight)
     scores = [(key, float(score)) for key, score in part.scores if score is not None]
     if any(not math.isfinite(score) for _, score in scores):
         raise InvalidOption("the scores of a list must be finite numbers, or None where there is no value")

@@ -30,7 +30,7 @@ from sqla_vector.schema import (
 if TYPE_CHECKING:
     pass
 
-__all__ = ["criterion_of", "nearest", "nearest_each", "nearest_to"]
+__all__ = ["check_statement", "criterion_of", "nearest", "nearest_each", "nearest_to"]
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def nearest(
         in one billion vectors: re-rank with source coding*, ICASSP 2011.
     """
     element, type_, found = _resolve(column, metric)
-    _check_statement(stmt)
+    check_statement(stmt)
     distance = Distance(found, type_.kind, element, operand(query, type_))
     options = _Options(exact, oversample, ef_search, probes, recall, _bound(found, type_, max_distance, min_similarity))
     criterion = options.criterion(distance, k)
@@ -140,7 +140,7 @@ def nearest_each(
         InvalidOption: no query or more than 500 (SQLite's limit), or as for :func:`nearest`.
     """
     element, type_, found = _resolve(column, metric)
-    _check_statement(stmt)
+    check_statement(stmt)
     check_whole_number(len(queries), "the number of queries", 1, 500)
     rows = [
         select(literal_column(str(number), Integer()).label("number"), operand(query, type_).label("vector"))
@@ -241,15 +241,21 @@ class _Options:
         )
 
 
-def _check_statement(stmt: object) -> None:
+def check_statement(stmt: object, name: str = "nearest") -> None:
+    """Refuse what a search cannot extend.
+
+    Args:
+        stmt: the statement.
+        name: the function's, for messages.
+    """
     if not isinstance(stmt, Select):
-        raise InvalidStatement(f"nearest() extends a select(), got {type(stmt).__name__}")
+        raise InvalidStatement(f"{name}() extends a select(), got {type(stmt).__name__}")
     if stmt._limit_clause is not None or stmt._offset_clause is not None or stmt._fetch_clause is not None:
         raise InvalidStatement(
-            "the statement has LIMIT or OFFSET already; give k to nearest(), and call offset() after"
+            f"the statement has LIMIT or OFFSET already; give k to {name}(), and call offset() after"
         )
     if stmt._order_by_clauses:
-        raise InvalidStatement("the statement has ORDER BY already; nearest() sorts by distance")
+        raise InvalidStatement(f"the statement has ORDER BY already; {name}() sorts its rows itself")
     if any(isinstance(criterion, NearestCriterion) for criterion in stmt._where_criteria):
         raise InvalidStatement("the statement was made by nearest() already")
 

@@ -1,0 +1,71 @@
+"""How ranked rows are completed: their searches see the rows that the statement around them sees.
+
+Alike on both databases, since all of it is SQLAlchemy's; the searches inside are compiled as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Integer, Select, and_, literal_column, select, tuple_
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.selectable import FromClause
+
+from sqla_vector.ranked import RankedRows, Template, key_name, refers_to
+
+__all__: list[str] = []
+
+
+@compiles(RankedRows)
+def _render_ranked_rows(element: RankedRows, compiler: SQLCompiler, **kw: Any) -> str:
+    # Without a statement around it, or only named (FOR UPDATE OF), there is nothing to follow.
+    if not compiler.stack or not kw.get("asfrom"):
+        return str(compiler.visit_subquery(element, **kw))  # type: ignore[no-untyped-call]
+    live = element.with_element(_completed(element, compiler))
+    return str(compiler.visit_subquery(live, **kw))  # type: ignore[no-untyped-call]
+
+
+def _completed(rows: RankedRows, compiler: SQLCompiler) -> Select[Any]:
+    entry = compiler.stack[-1]
+    stmt: Any = entry["selectable"]
+    compile_state: Any = entry["compile_state"]
+    own = rows._cloned_set
+    shown = [source for source in compile_state._get_display_froms() if source in entry["asfrom_froms"]]
+    froms = [source for source in shown if own.isdisjoint(source._cloned_set)]
+    criteria = [criterion for criterion in stmt._where_criteria if not refers_to(criterion, rows)]
+    about_rows = len(stmt._where_criteria) - len(criteria)
+    found = rows.compose([_within(template, froms, criteria) for template in rows.templates])
+    found = found.order_by(None)
+    # Only keys bind the two together: with any other criterion, or groups, more rows may be needed than are wanted.
+    plain = about_rows == len(rows.templates[0].keys)
+    grouped = stmt._distinct or stmt._group_by_clauses or stmt._having_criteria
+    if rows.k is not None and plain and not grouped:
+        wanted: ColumnElement[Any] = literal_column(str(rows.k), Integer())
+        if stmt._offset_clause is not None:
+            wanted = wanted + stmt._offset_clause
+        found = found.order_by(*_order(rows, found)).limit(wanted)
+    if any(getattr(one["selectable"], "_for_update_arg", None) is not None for one in compiler.stack):
+        # PostgreSQL locks the rows of a subquery with those of the statement, and refuses where they are grouped;
+        # what a WITH has it leaves alone.
+        return select(found.cte())
+    return found
+
+
+def _order(rows: RankedRows, found: Select[Any]) -> list[ColumnElement[Any]]:
+    columns = found.selected_columns
+    named = [columns[name.removeprefix("-")] for name in rows.order]
+    by = [column.desc() if name.startswith("-") else column for name, column in zip(rows.order, named, strict=True)]
+    return [*by, *(columns[key_name(number)] for number in range(len(rows.templates[0].keys)))]
+
+
+def _within(template: Template, froms: list[FromClause], criteria: list[ColumnElement[bool]]) -> Select[Any]:
+    """Return a search that finds only rows which the statement has."""
+    table = template.keys[0].table
+    if len(froms) == 1 and froms[0] == table:
+        return template.stmt.where(*criteria)
+    # By key: a row that joins repeat must count once.
+    subject = template.keys[0] if len(template.keys) == 1 else tuple_(*template.keys)
+    allowed = select(*template.keys).select_from(*froms).where(and_(True, *criteria)).correlate(None)
+    return template.stmt.where(subject.in_(allowed))

@@ -1,0 +1,162 @@
+"""hybrid() against an independent reference, and what may be done with its statement."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, select
+
+from sqla_vector import Vector, vector_index
+from sqla_vector.fusion import rrf, weighted
+from sqla_vector.metrics import METRICS
+from sqla_vector.search import hybrid, vector_part
+from tests.support.brute_force import engine_that_indexes
+from tests.support.brute_force import nearest as brute_force
+from tests.support.fused import Part, assert_fused, fuse
+
+DIM = 4
+CASES = int(os.environ.get("SQLA_VECTOR_TEST_HYBRID_CASES", "250"))
+SYNCHRONOUS = pytest.mark.backends("psycopg", "pysqlite3", "sqlite_stdlib")
+
+
+def make_rows(count: int, seed: int = 5) -> dict[int, dict[str, Any]]:
+    """Return rows with few different vectors, so that ties are common, some of them missing."""
+    rng = np.random.default_rng(seed)
+    vectors = [*rng.normal(size=(15, DIM)).astype(np.float32), np.zeros(DIM, np.float32), *[None] * 4]
+
+    def vector() -> Any:
+        return vectors[rng.integers(len(vectors))]
+
+    words = ["cat", "dog", "train", "bridge", "tea"]
+    return {
+        key: {
+            "id": key,
+            "lang": ("en", "de", "fr")[key % 3],
+            "words": " ".join(rng.choice(words, size=rng.integers(0, 5))),
+            "title": vector(),
+            "body": vector(),
+            "bits": vector(),
+        }
+        for key in range(1, count + 1)
+    }
+
+
+ROWS = make_rows(60)
+METRIC_OF = {"title": "cosine", "body": "l2", "bits": "inner_product"}
+
+
+def make_table(*, indexed: bool = True) -> Table:
+    indexes = [vector_index(f"ix_doc_{name}", name, metric=METRIC_OF[name]) for name in ("title", "body")]
+    return Table(
+        "doc",
+        MetaData(),
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("lang", String(8)),
+        Column("words", String(80)),
+        *(Column(name, Vector(DIM)) for name in METRIC_OF),
+        *(indexes if indexed else ()),
+    )
+
+
+def fill(connection: Connection, table: Table) -> None:
+    table.create(connection)
+    connection.execute(insert(table), list(ROWS.values()))
+
+
+@dataclass
+class Case:
+    """A search at random."""
+
+    vectors: list[tuple[str, list[float], float, float | None]]
+    fusion: Any
+    reference: dict[str, Any]
+    k: int
+    candidates: int
+    offset: int | None
+    lang: str | None
+    later: int | None
+
+
+VECTORS = st.integers(0, 1000).map(
+    lambda seed: np.random.default_rng(seed).normal(size=DIM).astype(np.float32).tolist()
+)
+WEIGHTS = st.sampled_from([1.0, 1.0, 0.5, 3])
+BOUNDS = st.sampled_from([None, None, 0.7, 1.5])
+FUSIONS = st.one_of(
+    st.sampled_from([1, 60]).map(lambda k: (rrf(k), {"rrf": k})),
+    st.tuples(st.sampled_from([0.3, 0.5, 1.0]), st.sampled_from(["minmax", "max", "none"])).map(
+        lambda one: (weighted(*one), {"alpha": one[0], "normalize": one[1]})
+    ),
+)
+
+
+@st.composite
+def cases(draw: Any) -> Case:
+    names = draw(st.lists(st.sampled_from(list(METRIC_OF)), min_size=1, max_size=3, unique=True))
+    fusion, reference = draw(FUSIONS)
+    k = draw(st.integers(1, 12))
+    return Case(
+        [(name, draw(VECTORS), draw(WEIGHTS), draw(BOUNDS)) for name in names],
+        fusion,
+        reference,
+        k,
+        draw(st.integers(k, 40)),
+        draw(st.sampled_from([None, None, 3, 30])),
+        draw(st.sampled_from([None, "en"])),
+        draw(st.sampled_from([None, 20])),
+    )
+
+
+def expected_part(case: Case, name: str, query: list[float], weight: float, bound: float | None) -> Part:
+    def keep(key: int) -> bool:
+        return (case.lang is None or ROWS[key]["lang"] == case.lang) and (case.later is None or key > case.later)
+
+    metric = METRIC_OF[name]
+    found = brute_force(
+        {key: row[name] for key, row in ROWS.items()},
+        query,
+        case.candidates,
+        metric,
+        keep=keep,
+        max_distance=float("inf") if bound is None else bound,
+    )
+    return Part("vector", weight, [(key, METRICS[metric].similarity(d, DIM)) for key, d in found])
+
+
+def statement(table: Table, case: Case) -> Any:
+    stmt = select(table.c.id)
+    if case.lang is not None:
+        stmt = stmt.where(table.c.lang == case.lang)
+    parts = [
+        vector_part(table.c[name], query, weight=weight, max_distance=bound, metric=METRIC_OF[name])
+        for name, query, weight, bound in case.vectors
+    ]
+    stmt = hybrid(stmt, parts=parts, k=case.k, fusion=case.fusion, candidates=case.candidates)
+    if case.later is not None:
+        stmt = stmt.where(table.c.id > case.later)
+    return stmt if case.offset is None else stmt.offset(case.offset)
+
+
+@SYNCHRONOUS
+def test_hybrid_is_the_reference(backend):
+    table = make_table()
+
+    def check_all(connection: Connection) -> None:
+        fill(connection, table)
+
+        @settings(max_examples=CASES, suppress_health_check=list(HealthCheck))
+        @given(cases())
+        def check(case: Case) -> None:
+            expected = fuse([expected_part(case, *one) for one in case.vectors], **case.reference)
+            found = connection.execute(statement(table, case)).all()
+            assert_fused(found, expected, case.offset or 0, case.k)
+
+        check()
+
+    backend.run_connection(engine_that_indexes(backend), check_all)
