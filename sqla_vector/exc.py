@@ -29,6 +29,7 @@ __all__ = [
     "InvalidText",
     "InvalidVector",
     "MigrationError",
+    "ModelMismatch",
     "NonFiniteVector",
     "PackageMissing",
     "PluginMissing",
@@ -96,7 +97,7 @@ class InvalidDeclaration(VectorError, ValueError):
 
 
 class InvalidText(VectorError, ValueError):
-    """A text that cannot be embedded: no string, or no Unicode that can be encoded."""
+    """A text that cannot be embedded or searched for: no string, or no Unicode that can be encoded."""
 
 
 class EmbedderError(VectorError):
@@ -114,6 +115,10 @@ class EmbedderUnavailable(EmbedderError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class ModelMismatch(VectorError):
+    """A search by a model of which the column has no vector, while it has vectors of another one."""
 
 
 class BulkLoadError(VectorError, ValueError):

@@ -55,6 +55,7 @@ class CachedEmbedder:
         self.name = embedder.name
         self.version = embedder.version
         self.dimensions = embedder.dimensions
+        self.query_prefix = getattr(embedder, "query_prefix", "")
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
         """Return the vectors of texts; texts that are equal are embedded once.

@@ -52,12 +52,14 @@ class CallableEmbedder:
         name: the model's name.
         version: the model's version.
         dimensions: the dimension of the vectors.
+        query_prefix: what the model wants before a query, such as ``"query: "``.
     """
 
     function: Callable[[list[str]], Any]
     name: str
     version: str
     dimensions: int
+    query_prefix: str = ""
 
     def __post_init__(self) -> None:
         if not callable(self.function):

@@ -16,6 +16,7 @@ from sqla_vector.tracking.events import (
     WorkerStopped,
 )
 from sqla_vector.tracking.limits import RateLimit, limits_table
+from sqla_vector.tracking.near_text import anear_text, near_text
 from sqla_vector.tracking.outbox import outbox_table
 from sqla_vector.tracking.progress import Progress
 from sqla_vector.tracking.readiness import UpgradeEstimate, UpgradeStatus
@@ -50,10 +51,12 @@ __all__ = [
     "abackfill",
     "acheck",
     "active_embedder",
+    "anear_text",
     "backfill",
     "check",
     "is_current",
     "limits_table",
+    "near_text",
     "outbox_table",
     "outbox_triggers",
     "track",

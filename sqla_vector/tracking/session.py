@@ -19,7 +19,7 @@ from sqla_vector.tracking.outbox import check_outbox
 from sqla_vector.tracking.plans import Plans
 from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Models, Target
 
-__all__ = ["Tracking", "track", "tracking_behind", "tracking_of", "untrack"]
+__all__ = ["Tracking", "track", "tracking_behind", "tracking_of", "trackings", "untrack"]
 
 OnOutage = Literal["raise", "defer"]
 
@@ -114,6 +114,11 @@ def tracking_behind(sessions: Any) -> Tracking | None:
             if isinstance(session, _class_of(key)):
                 return tracking
     return found
+
+
+def trackings() -> tuple[Tracking, ...]:
+    """Return how sessions are tracked, of all that are."""
+    return tuple(_TRACKED.values())
 
 
 def _class_of(key: Any) -> type[Any] | tuple[()]:

@@ -197,6 +197,7 @@ class HttpEmbedder:
         max_texts: texts in one request at most.
         max_tokens: tokens in one request at most, None for no limit.
         count_tokens: counts the tokens of a text.
+        query_prefix: what the model wants before a query.
     """
 
     def __init__(
@@ -209,9 +210,11 @@ class HttpEmbedder:
         max_texts: int,
         max_tokens: int | None = None,
         count_tokens: Callable[[str], int] = estimate_tokens,
+        query_prefix: str = "",
     ) -> None:
         self.name = model
         self.version = version
+        self.query_prefix = query_prefix
         self.dimensions = dimensions
         model_of(self)
         self._client = client

@@ -24,6 +24,7 @@ class OllamaEmbedder(HttpEmbedder):
         timeout: seconds for one request; the first one may have to load the model.
         attempts: how often a request is made at most.
         max_wait: seconds to wait at most between two attempts.
+        query_prefix: what the model wants before a query, such as ``"search_query: "``.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class OllamaEmbedder(HttpEmbedder):
         timeout: float = 120.0,
         attempts: int = 3,
         max_wait: float = 10.0,
+        query_prefix: str = "",
     ) -> None:
         super().__init__(
             model,
@@ -45,6 +47,7 @@ class OllamaEmbedder(HttpEmbedder):
             version=version,
             client=HttpClient(base_url, api_key=api_key, timeout=timeout, attempts=attempts, max_wait=max_wait),
             max_texts=max_texts,
+            query_prefix=query_prefix,
         )
 
     def _vectors(self, texts: list[str]) -> Sequence[Any]:

@@ -34,6 +34,7 @@ class OpenAIEmbedder(HttpEmbedder):
             after the time that the server asks for (Retry-After) or growing random ones.
         max_wait: seconds to wait at most between two attempts.  A server that asks for more is not asked again, and
             :class:`sqla_vector.exc.EmbedderUnavailable` says how long it asked for.
+        query_prefix: what the model wants before a query, such as ``"search_query: "``.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class OpenAIEmbedder(HttpEmbedder):
         timeout: float = 30.0,
         attempts: int = 5,
         max_wait: float = 60.0,
+        query_prefix: str = "",
     ) -> None:
         if encoding_format not in ("base64", "float"):
             raise InvalidOption(f'encoding_format is "base64" or "float", got {encoding_format!r}')
@@ -61,6 +63,7 @@ class OpenAIEmbedder(HttpEmbedder):
             version=version,
             client=HttpClient(base_url, api_key=api_key, timeout=timeout, attempts=attempts, max_wait=max_wait),
             max_texts=max_texts,
+            query_prefix=query_prefix,
             max_tokens=max_tokens,
             count_tokens=count_tokens,
         )

@@ -23,6 +23,7 @@ class SentenceTransformerEmbedder:
         version: the model's version, for example the revision of its weights.
         batch_size: texts that the model encodes at once.
         normalize: whether vectors are scaled to length 1.
+        query_prefix: what the model wants before a query, such as ``"query: "``.
 
     Raises:
         ExtensionMissing: sentence-transformers is not installed.
@@ -30,12 +31,20 @@ class SentenceTransformerEmbedder:
     """
 
     def __init__(
-        self, model: Any, *, version: str, name: str | None = None, batch_size: int = 32, normalize: bool = True
+        self,
+        model: Any,
+        *,
+        version: str,
+        name: str | None = None,
+        batch_size: int = 32,
+        normalize: bool = True,
+        query_prefix: str = "",
     ) -> None:
         if name is None and not isinstance(model, str):
             raise InvalidOption("give name=, by which fingerprints tell this model from others")
         self.name = name or str(model)
         self.version = version
+        self.query_prefix = query_prefix
         self._batch_size = check_whole_number(batch_size, "batch_size", 1, 100_000)
         self._model = _load(model) if isinstance(model, str) else model
         self._normalize = normalize
