@@ -31,6 +31,10 @@ class Settings:
     """SQLite: the version of the loaded sqlite-vec, or None."""
     vec0_tables: set[tuple[str | None, str]] = field(default_factory=set)
     """SQLite: the vec0 tables that exist, as ``(schema, name)``; the schema of the main database is None."""
+    list_tables: set[tuple[str | None, str]] = field(default_factory=set)
+    """SQLite: those of them that hold their rows in lists (``method="ivfflat"``)."""
+    fts5_tables: set[tuple[str | None, str]] = field(default_factory=set)
+    """SQLite: likewise the FTS5 tables."""
     vec0_changed: bool = False
     """SQLite: whether a transaction has made or dropped vec0 tables, which its rollback undoes."""
     tuned: dict[tuple[str | None, str], TunedIndex] = field(default_factory=dict)

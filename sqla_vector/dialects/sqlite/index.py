@@ -31,7 +31,7 @@ from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
 from sqla_vector.exc import IndexNotUsable, PluginMissing
 from sqla_vector.schema import IndexSpec, VectorIndexKey, index_key, vector_indexes
 
-__all__ = ["Vec0Index", "vec0_index"]
+__all__ = ["LIST", "Vec0Index", "vec0_index"]
 
 logger = logging.getLogger("sqla_vector.sqlite")
 
@@ -46,8 +46,15 @@ Not by the names of the table's columns: when one is renamed SQLite corrects the
 it is.  vec0 also parses no quoted names, and has hidden columns of its own.
 """
 
+LIST: Final = "list"
+"""What an index in lists calls the partition key that holds the list's number."""
+
 KEYS: Final = "_keys"
 REPLACED: Final = "_replaced"
+CENTROIDS: Final = "_centroids"
+
+_LISTS_CHUNK: Final = 64
+"""Rows a chunk in an index of lists: vec0's 1,024 would leave most of a list's last chunk empty."""
 
 
 @compiles(VectorIndexKey, "sqlite")
@@ -78,6 +85,8 @@ class Vec0Index:
         self.table: Table = index.table
         self.key = key
         self.spec: IndexSpec = key.spec
+        self.in_lists = key.spec.method == "ivfflat"
+        """Whether rows are stored in lists of near vectors (IVF), of which a search reads some."""
         self.primary_key = _single_key(self)
         self.has_text_key = isinstance(self.primary_key.type, String)
         self.metadata = list(_metadata(self))
@@ -90,12 +99,29 @@ class Vec0Index:
     @property
     def is_exact(self) -> bool:
         """Whether it finds the true k nearest, whatever it is told."""
-        return self.precision == "full"
+        return self.precision == "full" and not self.in_lists
 
     @property
     def built(self) -> str:
         """What it is, as far as that decides how well it finds."""
-        return f"vec0 {self.precision}"
+        return f"ivfflat {self.precision}" if self.in_lists else f"vec0 {self.precision}"
+
+    @property
+    def lists(self) -> int | None:
+        """How many lists were asked for, None for as many as suit the number of rows."""
+        return dict(self.spec.options).get("lists")
+
+    @property
+    def space(self) -> str:
+        """In what space the lists are near: see :data:`sqla_vector.dialects.sqlite.ivf_functions.SPACES`."""
+        if self.key.vector_type.kind == "bit":
+            return "bits"
+        return "cosine" if self.spec.metric_name == "cosine" else "l2"
+
+    @property
+    def centroids_name(self) -> str:
+        """Name of the table of one row that holds the centroids of the lists."""
+        return f"{self.name}{CENTROIDS}"
 
     @property
     def keys_name(self) -> str:
@@ -133,7 +159,18 @@ class Vec0Index:
             case "int8":
                 value_range = 0.0 if self.spec.metric_name == "cosine" else self.spec.value_range
                 return f"vec_int8(vector_int8_quantize({vector}, {value_range!r}))"
-        return vector
+        # Of vectors of length 1 Euclidean distance orders as cosine does, and sqlite-vec computes it faster.
+        return f"vec_normalize({vector})" if self.is_normalized else vector
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether vectors are stored with length 1, to be compared by Euclidean distance in place of cosine."""
+        return self.in_lists and self.precision == "full" and self.spec.metric_name == "cosine"
+
+    @property
+    def table_options(self) -> str:
+        """What stands after the columns in the declaration of the vec0 table."""
+        return f", chunk_size={_LISTS_CHUNK}" if self.in_lists else ""
 
     @property
     def column_spec(self) -> str:
@@ -142,7 +179,8 @@ class Vec0Index:
         if self.key.vector_type.kind == "bit" or self.precision == "binary":
             return f"bit[{-(-dim // 8) * 8}]"  # distance_metric is hamming
         element = "int8" if self.precision == "int8" else "float"
-        return f"{element}[{dim}] distance_metric={self.spec.metric.vec0_metric}"
+        metric = "l2" if self.is_normalized else self.spec.metric.vec0_metric
+        return f"{element}[{dim}] distance_metric={metric}"
 
 
 def vec0_index(index: Index) -> Vec0Index | None:
@@ -186,7 +224,8 @@ _VEC0_TYPES: Final = (
 
 
 def _metadata(index: Vec0Index) -> Iterator[Metadata]:
-    limits = ((index.spec.partition_by, True, MAX_PARTITIONS), (index.spec.include, False, MAX_METADATA))
+    partitions = MAX_PARTITIONS - index.in_lists
+    limits = ((index.spec.partition_by, True, partitions), (index.spec.include, False, MAX_METADATA))
     for names, partition, limit in limits:
         if len(names) > limit:
             what = "partition_by" if partition else "include"
@@ -215,6 +254,12 @@ def exists(index: Vec0Index, preparer: IdentifierPreparer, settings: Settings) -
     """
     schema = preparer.schema_for_object(index.table)
     return (None if schema == "main" else schema, index.name) in settings.vec0_tables
+
+
+def is_in_lists(index: Vec0Index, preparer: IdentifierPreparer, settings: Settings) -> bool:
+    """Tell whether the vec0 table that is there holds its rows in lists."""
+    schema = preparer.schema_for_object(index.table)
+    return (None if schema == "main" else schema, index.name) in settings.list_tables
 
 
 def creatable(index: Vec0Index, settings: Settings) -> bool:

@@ -6,6 +6,8 @@ statement then sorts these few rows by the exact distance.  vec0 breaks ties arb
 for, and only if it ties with the last a second scan fetches all rows up to that distance; should these be more
 than vec0 returns, an exact scan decides.
 
+With an index in lists: see :mod:`sqla_vector.dialects.sqlite.ivf_search`.
+
 Without: an exact scan.
 """
 
@@ -15,33 +17,29 @@ from math import ceil, sqrt
 from typing import Any, Final
 
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql import operators
 from sqlalchemy.sql.compiler import IdentifierPreparer, SQLCompiler
-from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ColumnElement
 
 from sqla_vector.dialects.scope import StatementScope
 from sqla_vector.dialects.settings import Settings, settings_of
-from sqla_vector.dialects.sqlite.index import VECTOR, Metadata, Vec0Index, exists, vec0_index
+from sqla_vector.dialects.sqlite.index import VECTOR, Vec0Index, exists, is_in_lists, vec0_index
+from sqla_vector.dialects.sqlite.ivf_search import from_lists
+from sqla_vector.dialects.sqlite.search_parts import (
+    MAX_K,
+    at_most,
+    constraint_of,
+    exact_keys,
+    keys_of,
+    reranked,
+    with_ctes,
+)
 from sqla_vector.dialects.tuned import NO_KNOBS, Knobs, knobs_of
 from sqla_vector.expression import NearestCriterion
-from sqla_vector.schema import declared_index, indexed_column
+from sqla_vector.schema import declared_index
 
 __all__ = ["MAX_K", "OVERSAMPLE", "knobs_of_vec0", "oversample_of"]
 
-MAX_K: Final = 4_096
-"""The most rows that one vec0 query returns."""
-
 OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 40}
 """Candidates per wanted row that are fetched from a vec0 table of each precision."""
-
-_COMPARISONS: Final = {
-    operators.eq: "=",
-    operators.ne: "!=",
-    operators.lt: "<",
-    operators.le: "<=",
-    operators.gt: ">",
-    operators.ge: ">=",
-}
 
 
 @compiles(NearestCriterion, "sqlite")
@@ -59,7 +57,9 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
     )
     oversample = 1 if index is None else oversample_of(element, index, knobs)
     if index is None or element.k * oversample >= MAX_K:
-        return f"({_among(scope, _exact(scope, distance))} AND {defined})"
+        return f"({_among(scope, exact_keys(scope, distance))} AND {defined})"
+    if index.in_lists:
+        return f"({_among(scope, from_lists(scope, index, distance, oversample, knobs.probes))} AND {defined})"
     return f"({_among(scope, _from_vec0(scope, index, distance, oversample, knobs))} AND {defined})"
 
 
@@ -89,27 +89,17 @@ def serving_index(element: NearestCriterion, compiler: SQLCompiler) -> Vec0Index
     if declared is None or settings.sqlite_vec is None:
         return None
     index = vec0_index(declared[0])
-    return index if index is not None and exists(index, compiler.preparer, settings) else None
+    if index is None or not exists(index, compiler.preparer, settings):
+        return None
+    # By what is there: the declaration may have changed since.
+    index.in_lists = is_in_lists(index, compiler.preparer, settings)
+    return index
 
 
 def _among(scope: StatementScope, subquery: str) -> str:
     keys = [scope.process(key) for key in scope.criterion.keys]
     subject = keys[0] if len(keys) == 1 else f"({', '.join(keys)})"
     return f"{subject} IN ({subquery})"
-
-
-def _exact(scope: StatementScope, distance: str, *criteria: str, only_if: str | None = None) -> str:
-    keys = [scope.process(key) for key in scope.criterion.keys]
-    names = ", ".join(f"k{number}" for number in range(len(keys)))
-    columns = ", ".join(f"{key} AS k{number}" for number, key in enumerate(keys))
-    # A condition on the whole scan is the outermost loop, not a criterion that may be computed for every row.
-    gate = f"(SELECT 1 WHERE {only_if}) CROSS JOIN " if only_if else ""
-    # In a nested SELECT, because SQLite's ORDER BY does not see the columns of an outer statement.
-    return (
-        f"SELECT {names} FROM (SELECT {columns}, {distance} AS d "
-        f"FROM {gate}{scope.from_sql()}{scope.where_sql(*criteria)}) "
-        f"ORDER BY d NULLS LAST, {names} LIMIT {scope.wanted_sql}"
-    )
 
 
 def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversample: int, knobs: Knobs) -> str:
@@ -121,7 +111,7 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     query = scope.process(scope.criterion.distance.operands[1])
     query = index.quantized(f"coalesce({query}, zeroblob({index.stored_bytes}))")
     match = f"FROM {prefix}{preparer.quote(index.name)} WHERE {VECTOR} MATCH {query} AND k = "
-    ctes, constraint = _constraint(scope, index, prefix)
+    ctes, constraint = constraint_of(scope, index, prefix)
     if scope.criterion.many:
         # This subquery runs for each query vector, and would run a CTE again for every mention of it: so plainly
         # two scans, the second for the rows that tie with the last of the first.
@@ -131,15 +121,15 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
             # "+": vec0 refuses the descending order by which SQLite would look for a plain maximum.
             furthest = f"SELECT max(+distance) FROM (SELECT distance {match}{count}{constraint})"
             rows = f"SELECT rowid {match}{MAX_K} AND distance <= ({furthest}){constraint}"
-        return _reranked(scope, distance, _with(ctes, _by_key(index, prefix, rows)))
+        return reranked(scope, distance, with_ctes(ctes, keys_of(index, prefix, rows)))
     wanted = scope.wanted_sql
     # The number of rows is not known here when there is an OFFSET; past vec0's limit the exact branch serves.
     count_sql = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
-    limited = _at_most(count_sql, scope)
+    limited = at_most(count_sql, scope)
     if index.precision == "binary" and knobs.oversample is None:
         # vec0's time grows with k times the rows.  A first scan for the k nearest by bits gives a distance, and a
         # second only looks at the rows a margin beyond it.
-        nearest_bits = f"SELECT max(+distance) FROM (SELECT distance {match}{_at_most(wanted, scope)}{constraint})"
+        nearest_bits = f"SELECT max(+distance) FROM (SELECT distance {match}{at_most(wanted, scope)}{constraint})"
         limited += f" AND distance <= ({nearest_bits}) + {_margin(index.key.dim)}"
     ctes.append(f"nearest_top AS MATERIALIZED (SELECT rowid AS number, distance AS d {match}{limited}{constraint})")
     rows = "SELECT number FROM nearest_top"
@@ -156,14 +146,10 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
         )
         rows += " UNION ALL SELECT number FROM nearest_tied"
         too_many.append(f"(SELECT count(*) FROM nearest_tied) >= {MAX_K}")
-    rows = _by_key(index, prefix, rows)
+    rows = keys_of(index, prefix, rows)
     if too_many:
-        rows += f" UNION ALL SELECT * FROM ({_exact(scope, distance, only_if=' OR '.join(too_many))})"
-    return _with(ctes, rows)
-
-
-def _at_most(count: str, scope: StatementScope) -> str:
-    return count if scope.offset_sql is None else f"min({count}, {MAX_K})"
+        rows += f" UNION ALL SELECT * FROM ({exact_keys(scope, distance, only_if=' OR '.join(too_many))})"
+    return with_ctes(ctes, rows)
 
 
 def _margin(dim: int) -> int:
@@ -174,67 +160,3 @@ def _margin(dim: int) -> int:
     three of them.
     """
     return ceil(1.5 * sqrt(dim))
-
-
-def _with(ctes: list[str], rows: str) -> str:
-    return f"WITH {', '.join(ctes)} {rows}" if ctes else rows
-
-
-def _by_key(index: Vec0Index, prefix: str, numbers: str) -> str:
-    """Return the keys that belong to vec0 rowids."""
-    if not index.has_text_key:
-        return numbers
-    # An index name is a plain identifier (check_identifier), so this is one too.
-    return f"SELECT key FROM {prefix}{index.keys_name} WHERE number IN ({numbers})"
-
-
-def _reranked(scope: StatementScope, distance: str, candidates: str) -> str:
-    """Return the k nearest of some keys by exact distance."""
-    (key,) = (scope.process(key) for key in scope.criterion.keys)
-    return _exact(scope, distance, f"{key} IN ({candidates})")
-
-
-def _constraint(scope: StatementScope, index: Vec0Index, prefix: str) -> tuple[list[str], str]:
-    """Return the CTEs and the criterion that keep vec0 to the rows that the statement's WHERE allows."""
-    if not scope.filtered:
-        return [], ""
-    inside = _as_metadata(scope, index)
-    if inside is not None:
-        return [], "".join(f" AND {criterion}" for criterion in inside)
-    (key,) = (scope.process(key) for key in scope.criterion.keys)
-    allowed = f"SELECT {key} FROM {scope.from_sql()}{scope.where_sql()}"
-    if index.has_text_key:
-        allowed = f"SELECT number FROM {prefix}{index.keys_name} WHERE key IN ({allowed})"
-    return (
-        [f"nearest_allowed(number) AS MATERIALIZED ({allowed})"],
-        " AND rowid IN (SELECT number FROM nearest_allowed)",
-    )
-
-
-def _as_metadata(scope: StatementScope, index: Vec0Index) -> list[str] | None:
-    """Return the whole WHERE as constraints on vec0 metadata, or None if some of it is not such."""
-    if not scope.single_table:
-        return None
-    by_column = {item.column.name: item for item in index.metadata}
-    found = [_metadata_constraint(scope, by_column, criterion) for criterion in scope.criteria]
-    return None if None in found else [constraint for constraint in found if constraint is not None]
-
-
-def _metadata_constraint(
-    scope: StatementScope, by_column: dict[str, Metadata], criterion: ColumnElement[bool]
-) -> str | None:
-    if not isinstance(criterion, BinaryExpression) or not isinstance(criterion.right, BindParameter):
-        return None
-    if not isinstance(criterion.left, ColumnElement) or indexed_column(criterion.left) is None:
-        return None
-    item = by_column.get(getattr(criterion.left, "key", None) or "")
-    operator = _COMPARISONS.get(criterion.operator)
-    if item is None or operator is None or getattr(item.column.type, "collation", None):
-        return None
-    if item.nullable and (operator != "=" or item.vec0_type == "boolean"):
-        return None  # a stand-in for NULL must not satisfy the comparison
-    if item.partition and operator == "!=":
-        return None
-    if item.vec0_type == "boolean" and operator not in ("=", "!="):
-        return None
-    return f"{item.name} {operator} {scope.process(criterion.right)}"

@@ -1,0 +1,134 @@
+"""The lists of an index on SQLite: what they are like, and training them anew."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Index
+from sqlalchemy.engine import Connection
+
+from sqla_vector.dialects.migration import quoted
+from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.sqlite.connection import begin
+from sqla_vector.dialects.sqlite.index import Vec0Index, exists, is_in_lists, vec0_index
+from sqla_vector.dialects.sqlite.ivf_functions import UNTRAINED_ROWS
+from sqla_vector.dialects.sqlite.statements import Vec0Statements
+from sqla_vector.exc import IndexNotUsable
+
+__all__ = ["Lists", "advice_on", "lists_of", "train"]
+
+logger = logging.getLogger("sqla_vector.sqlite")
+
+_GROWN: Final = 2
+"""So many times as many rows as when they were trained make lists out of date."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """The lists of an index."""
+
+    name: str
+    trained_rows: int
+    """How many rows there were when they were trained."""
+    rows: int
+    """How many rows there are in them."""
+    sizes: tuple[int, ...]
+    """How many rows each has; an empty one 0."""
+
+    @property
+    def count(self) -> int:
+        """How many lists there are."""
+        return len(self.sizes)
+
+    @property
+    def imbalance(self) -> float:
+        """The rows that a search in one list reads, over those if all lists were of one size; 1 is even.
+
+        A vector is looked for where many are: the mean of the squares over the square of the mean.
+        """
+        if not self.rows:
+            return 1.0
+        return len(self.sizes) * sum(size * size for size in self.sizes) / self.rows**2
+
+    @property
+    def advice(self) -> str | None:
+        """Why to train them, or None."""
+        if self.rows < UNTRAINED_ROWS:
+            return None
+        if self.count == 1:
+            return (
+                f"{self.name} has one list, so that each search reads all {self.rows:,} rows: train it, by "
+                "sqla_vector.tuning.optimize()"
+            )
+        if self.rows > _GROWN * self.trained_rows:
+            return (
+                f"{self.name} was trained from {self.trained_rows:,} rows and has {self.rows:,}: train it anew, by "
+                "sqla_vector.tuning.optimize()"
+            )
+        return None
+
+
+def advice_on(connection: Connection, name: str) -> str | None:
+    """Return why to train the lists of an index that is known by its name alone, or None."""
+    for schema, found in sorted(settings_of(connection.dialect).list_tables, key=str):
+        if found == name and (advice := _lists(connection, schema or "main", name).advice) is not None:
+            return advice
+    return None
+
+
+def _usable(connection: Connection, index: Index) -> Vec0Index:
+    found = vec0_index(index)
+    preparer, settings = connection.dialect.identifier_preparer, settings_of(connection.dialect)
+    if found is None or not exists(found, preparer, settings) or not is_in_lists(found, preparer, settings):
+        raise IndexNotUsable(
+            f'{index.name} is no index in lists in this database; create it with method="ivfflat" '
+            "(index.create(), or a migration)"
+        )
+    return found
+
+
+def lists_of(connection: Connection, index: Index) -> Lists:
+    """Return what the lists of an index are like.
+
+    Raises:
+        IndexNotUsable: the database has no such index in lists.
+    """
+    vec0 = _usable(connection, index)
+    return _lists(connection, connection.schema_for_object(vec0.table) or "main", vec0.name)
+
+
+def _lists(connection: Connection, schema: str, name: str) -> Lists:
+    def named(suffix: str) -> str:
+        return quoted(connection.dialect, schema, f"{name}{suffix}")
+
+    trained, count = connection.exec_driver_sql(f"SELECT rows, lists FROM {named('_centroids')}").one()
+    sizes = [0] * count
+    counted = connection.exec_driver_sql(
+        f"SELECT c.partition00, count(*) FROM {named('_chunks')} AS c "
+        f"JOIN {named('_rowids')} AS r ON r.chunk_id = c.chunk_id GROUP BY 1"
+    )
+    for number, size in counted:
+        sizes[number] = size
+    return Lists(name, trained, sum(sizes), tuple(sizes))
+
+
+def train(connection: Connection, index: Index) -> Lists:
+    """Train the lists of an index from the rows that are there, and store all rows in them.
+
+    It is part of the caller's transaction, which keeps others from writing meanwhile; they read the old lists until
+    it is committed.
+
+    Raises:
+        IndexNotUsable: the database has no such index in lists.
+    """
+    vec0 = _usable(connection, index)
+    begin(connection, to_write=True)
+    statements = Vec0Statements(vec0, connection.dialect.identifier_preparer).retrain()
+    with connection.begin_nested():
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    found = lists_of(connection, index)
+    logger.info("%s has %s lists, trained from %s rows", index.name, f"{found.count:,}", f"{found.trained_rows:,}")
+    return found
