@@ -293,7 +293,7 @@ def test_shards_that_do_not_answer_are_not_missing_documents(filled: Make) -> No
     f.client.indices.create(
         index=physical,
         mappings=f.index.mapping(),
-        settings={**f.index.settings(), **limits},
+        settings={"index.number_of_replicas": 0, **limits},
         aliases={f.index.name: {}},
         wait_for_active_shards="0",
     )
