@@ -11,6 +11,7 @@ from sqla_vector.exc import (
     InvalidIdentifier,
     InvalidOption,
     InvalidStatement,
+    InvalidText,
     InvalidVector,
     MigrationError,
     NonFiniteVector,
@@ -39,6 +40,9 @@ from sqla_vector.functions import (
 )
 from sqla_vector.schema import vector_index
 from sqla_vector.search import Hit, asearch, nearest, nearest_each, nearest_to, search
+from sqla_vector.search.text import match_text
+from sqla_vector.text_expression import Snippet
+from sqla_vector.text_index import text_index
 from sqla_vector.tuning import SearchPlan, aexplain_nearest, explain_nearest
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
 
@@ -56,12 +60,14 @@ __all__ = [
     "InvalidIdentifier",
     "InvalidOption",
     "InvalidStatement",
+    "InvalidText",
     "InvalidVector",
     "MigrationError",
     "NonFiniteVector",
     "PackageMissing",
     "PluginMissing",
     "SearchPlan",
+    "Snippet",
     "SparseArray",
     "SparseVector",
     "UnsupportedMetric",
@@ -87,6 +93,7 @@ __all__ = [
     "l2_distance",
     "l2_norm",
     "l2_normalize",
+    "match_text",
     "max_inner_product",
     "nearest",
     "nearest_each",
@@ -95,6 +102,7 @@ __all__ = [
     "similarity",
     "subvector",
     "sum",
+    "text_index",
     "vector_dims",
     "vector_index",
 ]

@@ -27,6 +27,7 @@ from sqla_vector.exc import InvalidOption
 from sqla_vector.expression import VectorComparison, VectorTypeEngine
 from sqla_vector.metrics import Kind
 from sqla_vector.values import Codec, codec_for
+from sqla_vector.web_query import WebQuery
 
 __all__ = ["BitVector", "HalfVector", "SparseVector", "Vector", "VectorType"]
 
@@ -97,6 +98,9 @@ class DialectSupport(Protocol):
 
     def why_unused(self, connection: Connection, name: str, key: Any, criterion: Any) -> str:
         """Return why an index that could serve a statement is not in its plan."""
+
+    def text_query(self, query: WebQuery, language: str) -> str:
+        """Return a search query as the database takes it."""
 
     def capabilities(self, connection: Connection) -> dict[str, Any]:
         """Return the fields of :class:`sqla_vector.engine.Capabilities`."""

@@ -22,12 +22,14 @@ from sqla_vector.dialects.postgresql.extension import (
     find_extension,
     version_tuple,
 )
+from sqla_vector.dialects.postgresql.text import text_query
 from sqla_vector.dialects.postgresql.types import PostgreSQLVector
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import VectorIndexKey, keep_automatic
 from sqla_vector.types import HalfVector, SparseVector, Vector, VectorType
 from sqla_vector.values import Codec
+from sqla_vector.web_query import WebQuery
 
 __all__ = ["PostgreSQLSupport"]
 
@@ -122,6 +124,9 @@ class PostgreSQLSupport:
         self, connection: Connection, name: str, key: VectorIndexKey, criterion: NearestCriterion | None
     ) -> str:
         return why_unused(connection, name, key, criterion)
+
+    def text_query(self, query: WebQuery, language: str) -> str:
+        return text_query(query, language)
 
     def migration(self) -> MigrationSupport:
         from sqla_vector.dialects.postgresql.migration import PostgreSQLMigration  # not needed by most programs

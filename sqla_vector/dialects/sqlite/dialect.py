@@ -19,6 +19,13 @@ from sqlalchemy.sql.elements import UnaryExpression
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.carry import carry, put_back
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
+from sqla_vector.dialects.sqlite.fts5 import Fts5Statements, drop_fts5_statements, fts5_index, fts5_indexes, is_there
+from sqla_vector.dialects.sqlite.fts5_reflection import (
+    find_fts5_tables,
+    fts5_names,
+    known_fts5_tables,
+    reflect_fts5,
+)
 from sqla_vector.dialects.sqlite.index import (
     creatable,
     exists,
@@ -27,8 +34,10 @@ from sqla_vector.dialects.sqlite.index import (
 )
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
+from sqla_vector.exc import IndexNotUsable
 from sqla_vector.expression import DistanceValue
-from sqla_vector.schema import REFLECTED_SPEC
+from sqla_vector.schema import REFLECTED_SPEC, index_key
+from sqla_vector.text_index import REFLECTED_TEXT, text_index_key
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
 
 __all__ = ["adapt", "refresh_vec0_tables", "restore"]
@@ -115,6 +124,11 @@ class VectorDDLCompiler:
         return ";\n".join(statements)
 
     def visit_create_index(self: Any, create: CreateIndex, *args: Any, **kw: Any) -> str:
+        text = fts5_index(create.element)
+        if text is not None:
+            if create.if_not_exists and is_there(text, self.preparer, settings_of(self.dialect)):
+                return _NOTHING
+            return self._script(Fts5Statements(text, self.preparer).create())  # type: ignore[no-any-return]
         index = vec0_index(create.element)
         if index is None:
             return super().visit_create_index(create, *args, **kw)  # type: ignore[misc,no-any-return]
@@ -129,10 +143,16 @@ class VectorDDLCompiler:
         index = vec0_index(drop.element)
         if index is not None:
             return self._script(Vec0Statements(index, self.preparer).drop())  # type: ignore[no-any-return]
+        text = fts5_index(drop.element)
+        if text is not None:
+            return self._script(Fts5Statements(text, self.preparer).drop())  # type: ignore[no-any-return]
         name, schema = str(drop.element.name), self.preparer.schema_for_object(drop.element.table)
-        if (None if schema == "main" else schema, name) in settings_of(self.dialect).vec0_tables:
+        known, settings = (None if schema == "main" else schema, name), settings_of(self.dialect)
+        if known in settings.vec0_tables:
             # Known by its name alone, as in op.drop_index() and in a batch.
             return self._script(drop_statements(name, schema, self.preparer))  # type: ignore[no-any-return]
+        if known in settings.fts5_tables:
+            return self._script(drop_fts5_statements(name, schema, self.preparer))  # type: ignore[no-any-return]
         return super().visit_drop_index(drop, **kw)  # type: ignore[misc,no-any-return]
 
     def visit_drop_table(self: Any, drop: DropTable, **kw: Any) -> str:
@@ -141,9 +161,11 @@ class VectorDDLCompiler:
         # is not known here under schema_translate_map, and the statements bear that they are not there.
         settings, translated = settings_of(self.dialect), self.schema_translate_map is not None
         indexes = [i for i in vec0_indexes(drop.element) if translated or exists(i, self.preparer, settings)]
-        if not indexes:
+        texts = [i for i in fts5_indexes(drop.element) if translated or is_there(i, self.preparer, settings)]
+        if not indexes and not texts:
             return statement
         dropped = [s for index in indexes for s in Vec0Statements(index, self.preparer).drop()]
+        dropped += [s for text in texts for s in Fts5Statements(text, self.preparer).drop()]
         return self._script([*dropped, statement])  # type: ignore[no-any-return]
 
 
@@ -159,7 +181,7 @@ class VectorExecutionContext:
         if compiled.schema_translate_map:
             translated = options.get("schema_translate_map", {})
             script = [compiled.preparer._render_schema_translates(statement, translated) for statement in script]
-        if isinstance(compiled.statement, DropTable) and settings_of(dialect).sqlite_vec is not None:
+        if isinstance(compiled.statement, DropTable):
             owned = _drop_owned(connection, dbapi_connection, compiled.statement.element)
             if owned:
                 script = list(dict.fromkeys([*owned, *(script or [context.statement])]))
@@ -176,6 +198,8 @@ class VectorExecutionContext:
 
     def pre_exec(self: Any) -> None:
         super().pre_exec()  # type: ignore[misc]
+        for schema, name in getattr(self.compiled, "text_tables", ()):
+            _check_text_table(self.root_connection, schema, name)
         if self.isddl:
             begin(self.root_connection)
         if not self.vector_script:
@@ -201,34 +225,63 @@ class VectorExecutionContext:
 
 
 def _drop_owned(connection: Connection, dbapi_connection: Any, table: Table) -> list[str]:
-    """Return the statements that drop the vec0 tables which triggers of a table keep.
+    """Return the statements that drop the vec0 and FTS5 tables which triggers of a table keep.
 
     The table knows what is declared on it; Alembic's ``op.drop_table("item")`` declares nothing.
     """
     schema, preparer = connection.schema_for_object(table), connection.dialect.identifier_preparer
     master = f"{preparer.quote_schema(schema)}.sqlite_master" if schema else "sqlite_master"
-    found = RawConnection(dbapi_connection).rows(
-        f"SELECT vec0.name FROM {master} AS vec0 JOIN {master} AS kept ON kept.name = vec0.name || '_insert' "
-        "WHERE vec0.type = 'table' AND vec0.sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%' "
-        "AND kept.type = 'trigger' AND kept.tbl_name = ? COLLATE NOCASE",
-        table.name,
-    )
-    return [statement for (name,) in found for statement in drop_statements(name, schema, preparer)]
+    statements: list[str] = []
+    for module, drop in _SIDE_TABLES.items():
+        if module == "vec0" and settings_of(connection.dialect).sqlite_vec is None:
+            continue  # without the extension SQLite cannot drop them
+        found = RawConnection(dbapi_connection).rows(
+            f"SELECT side.name FROM {master} AS side JOIN {master} AS kept ON kept.name = side.name || '_insert' "
+            f"WHERE side.type = 'table' AND side.sql LIKE 'CREATE VIRTUAL TABLE%USING {module}(%' "
+            "AND kept.type = 'trigger' AND kept.tbl_name = ? COLLATE NOCASE",
+            table.name,
+        )
+        statements += [statement for (name,) in found for statement in drop(name, schema, preparer)]
+    return statements
 
 
 def _lost_its_column(connection: Connection, dbapi_connection: Any, statement: Any) -> bool:
     """Tell whether a reflected index is to be made on a column that is gone: a batch carries indexes over."""
-    if not isinstance(statement, CreateIndex) or statement.element.dialect_kwargs.get(REFLECTED_SPEC) is None:
+    if not isinstance(statement, CreateIndex):
         return False
-    index = vec0_index(statement.element)
-    assert index is not None
+    index, table = statement.element, statement.element.table
+    assert table is not None
+    vector, text = index_key(index), text_index_key(index)
+    if vector is not None and index.dialect_kwargs.get(REFLECTED_SPEC) is not None:
+        columns = [vector.column]
+    elif text is not None and index.dialect_kwargs.get(REFLECTED_TEXT) is not None:
+        columns = text.columns
+    else:
+        return False
     rows = RawConnection(dbapi_connection).rows(
-        "SELECT name FROM pragma_table_info(?, ?)", index.table.name, connection.schema_for_object(index.table)
+        "SELECT name FROM pragma_table_info(?, ?)", table.name, connection.schema_for_object(table)
     )
-    if index.key.column.name in {row[0] for row in rows}:
-        return False
-    logger.info("%s goes with its column %s.%s", index.name, index.table.name, index.key.column.name)
-    return True
+    there = {row[0] for row in rows}
+    gone = [column.name for column in columns if column.name not in there]
+    if gone:
+        logger.info("%s goes with its column %s.%s", index.name, table.name, gone[0])
+    return bool(gone)
+
+
+def _check_text_table(connection: Connection, schema: str | None, name: str) -> None:
+    """Refuse a text search without its FTS5 table; another connection may have made it since this one began."""
+    settings, known = settings_of(connection.dialect), (None if schema == "main" else schema, name)
+    if known not in settings.fts5_tables:
+        refresh_vec0_tables(connection.dialect, RawConnection(connection.connection.dbapi_connection).rows)
+    if known not in settings.fts5_tables:
+        raise IndexNotUsable(
+            f"{name}: this database has no such text index, and SQLite cannot search texts without it; create it, for "
+            "example by a migration"
+        )
+
+
+_SIDE_TABLES: Final[dict[str, Callable[..., list[str]]]] = {"vec0": drop_statements, "fts5": drop_fts5_statements}
+"""How the tables that stand beside others are dropped, by the module that makes them."""
 
 
 def _do_savepoint(dialect: Any, connection: Connection, name: str) -> None:
@@ -258,10 +311,17 @@ def _after_rollback(dialect: Any, dbapi_connection: Any) -> None:
 
 
 def _get_table_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
-    """Leave out vec0 tables and their shadow tables."""
+    """Leave out vec0 and FTS5 tables and their shadow tables."""
     names: list[str] = type(dialect).get_table_names(dialect, connection, schema, **kw)
-    vec0 = find_vec0_tables(connection, schema)
-    return [name for name in names if name not in vec0 and _SHADOWS.sub("", name) not in vec0]
+    vec0, fts5 = find_vec0_tables(connection, schema), fts5_names(connection, schema)
+    return [name for name in names if name not in fts5 and name not in vec0 and _SHADOWS.sub("", name) not in vec0]
+
+
+def _get_view_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
+    """Leave out the views that FTS5 tables read."""
+    names: list[str] = type(dialect).get_view_names(dialect, connection, schema, **kw)
+    fts5 = fts5_names(connection, schema)
+    return [name for name in names if name not in fts5]
 
 
 def _has_index(
@@ -272,16 +332,18 @@ def _has_index(
     schema: str | None = None,
     **kw: Any,
 ) -> bool:
-    """Take a vec0 table for an index."""
-    if index_name in find_vec0_tables(connection, schema):
+    """Take a vec0 or FTS5 table for an index."""
+    if index_name in find_vec0_tables(connection, schema) or index_name in find_fts5_tables(connection, schema):
         return True
     return bool(type(dialect).has_index(dialect, connection, table_name, index_name, schema, **kw))
 
 
 def _get_indexes(dialect: Any, connection: Connection, table_name: str, schema: str | None = None, **kw: Any) -> Any:
-    """Add the vec0 tables that are kept by triggers of the table."""
+    """Add the vec0 and FTS5 tables that are kept by triggers of the table."""
     found = type(dialect).get_indexes(dialect, connection, table_name, schema, **kw)
-    return [*found, *_reflect_vec0(connection, table_name, schema, kw.get("info_cache"))]
+    info_cache = kw.get("info_cache")
+    vectors = _reflect_vec0(connection, table_name, schema, info_cache)
+    return [*found, *vectors, *_reflect_fts5(connection, table_name, schema, info_cache)]
 
 
 def _reflect_vec0(
@@ -307,9 +369,29 @@ def _reflect_vec0(
     ]
 
 
+def _reflect_fts5(
+    connection: Connection, table_name: str, schema: str | None, info_cache: dict[Any, Any] | None
+) -> list[dict[str, Any]]:
+    """Return the FTS5 tables that triggers of a table keep, likewise."""
+    known = {} if info_cache is None else info_cache
+    if (cached := ("sqla_vector_text", schema)) not in known:
+        known[cached] = reflect_fts5(connection, schema)
+    return [
+        {
+            "name": found.name,
+            "column_names": list(found.spec.columns),
+            "unique": 0,
+            "dialect_options": {REFLECTED_TEXT: found.spec},
+        }
+        for found in known[cached]
+        if found.table_name == table_name
+    ]
+
+
 def refresh_vec0_tables(dialect: Dialect, execute: Any) -> None:
-    """Learn which vec0 tables exist; ``execute`` runs SQL on a raw connection and returns its rows."""
+    """Learn which vec0 and FTS5 tables exist; ``execute`` runs SQL on a raw connection and returns its rows."""
     quote = dialect.identifier_preparer.quote_schema
+    settings_of(dialect).fts5_tables = known_fts5_tables(quote, execute)
     found = set()
     for (schema,) in execute("SELECT name FROM pragma_database_list"):
         rows = execute(
@@ -329,9 +411,10 @@ def _mixed(mixin: type[Any], inner: Any) -> type[Any]:
 
 @functools.cache
 def _accept_reflected_spec() -> None:
-    """Have Index accept the option in which a reflected declaration travels; SQLAlchemy keeps one list of options."""
-    dialect_name, _, argument = REFLECTED_SPEC.partition("_")
-    Index.argument_for(dialect_name, argument, None)
+    """Have Index accept the options in which reflected declarations travel; SQLAlchemy keeps one list of options."""
+    for option in (REFLECTED_SPEC, REFLECTED_TEXT):
+        dialect_name, _, argument = option.partition("_")
+        Index.argument_for(dialect_name, argument, None)
 
 
 def adapt(dialect: Any) -> None:
@@ -356,6 +439,7 @@ _REPLACED: Final[dict[str, Callable[..., Any]]] = {
     "do_rollback": _do_rollback,
     "do_rollback_to_savepoint": _do_rollback_to_savepoint,
     "get_table_names": _get_table_names,
+    "get_view_names": _get_view_names,
     "has_index": _has_index,
     "get_indexes": _get_indexes,
 }

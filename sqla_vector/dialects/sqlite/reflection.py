@@ -43,7 +43,8 @@ class ReflectedVec0:
     """The SQL of the vec0 table, its side tables and its triggers, by their names."""
 
 
-def _master(connection: Connection, schema: str | None) -> str:
+def master(connection: Connection, schema: str | None) -> str:
+    """Return the table of a database that has the SQL of all others."""
     if not schema:
         return "sqlite_master"
     return f"{connection.dialect.identifier_preparer.quote_schema(schema)}.sqlite_master"
@@ -52,7 +53,7 @@ def _master(connection: Connection, schema: str | None) -> str:
 def find_vec0_tables(connection: Connection, schema: str | None = None) -> dict[str, str]:
     """Return name and SQL of the vec0 tables."""
     rows = connection.exec_driver_sql(
-        f"SELECT name, sql FROM {_master(connection, schema)} "
+        f"SELECT name, sql FROM {master(connection, schema)} "
         "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'"
     )
     return {row.name: row.sql for row in rows}
@@ -64,7 +65,7 @@ def reflect_vec0(connection: Connection, schema: str | None = None) -> list[Refl
     if not vec0:
         return []
     rows = connection.exec_driver_sql(
-        f"SELECT type, name, tbl_name, sql FROM {_master(connection, schema)} "
+        f"SELECT type, name, tbl_name, sql FROM {master(connection, schema)} "
         "WHERE type = 'trigger' OR (type = 'table' AND (name LIKE '%\\_keys' ESCAPE '\\' "
         "OR name LIKE '%\\_replaced' ESCAPE '\\'))"
     ).all()

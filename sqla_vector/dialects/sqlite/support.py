@@ -22,11 +22,13 @@ from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin, brief_lock_wait, is_prepared, prepare, state
 from sqla_vector.dialects.sqlite.dialect import adapt, refresh_vec0_tables, restore
 from sqla_vector.dialects.sqlite.explain import explain, served_by, why_unused
+from sqla_vector.dialects.sqlite.text import text_query
 from sqla_vector.dialects.sqlite.types import SQLiteVector
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import VectorIndexKey, keep_automatic
 from sqla_vector.types import VectorType
 from sqla_vector.values import Codec, as_matrix
+from sqla_vector.web_query import WebQuery
 
 __all__ = ["SQLiteSupport"]
 
@@ -128,6 +130,9 @@ class SQLiteSupport:
         self, connection: Connection, name: str, key: VectorIndexKey, criterion: NearestCriterion | None
     ) -> str:
         return why_unused(connection, name, key, criterion)
+
+    def text_query(self, query: WebQuery, language: str) -> str:
+        return text_query(query, language)
 
     def migration(self) -> MigrationSupport:
         from sqla_vector.dialects.sqlite.migration import SQLiteMigration  # not needed by most programs

@@ -1,0 +1,287 @@
+"""A text index on SQLite: an FTS5 table beside the table, kept by triggers.
+
+One ``CREATE INDEX`` becomes: a view that gives key and texts of each row, the FTS5 table (of the index's name) whose
+content the view is, a table that notes changes, for text keys a table that numbers them, the triggers, and the fill.
+
+Traps avoided:
+
+* A number for each row is its integer key, or one kept here for its text key: VACUUM may renumber implicit rowids.
+* FTS5 asks for its content by the names of its own columns, and ``ALTER TABLE`` corrects views and triggers but no
+  virtual table: hence the view, under names of its own.
+* To forget a text FTS5 has to be told it.  ``INSERT OR REPLACE`` fires no delete trigger for the rows it replaces, so
+  a BEFORE trigger notes their texts, and after the fact those of rows that are gone are forgotten.
+* The conflict clause of a statement overrides those in its triggers, and under REPLACE an FTS5 table forgets first
+  what its content has under the rowid, which by then is the new text.  Triggers of a DELETE know no conflict clause,
+  so the new row is noted as well, and indexed by a trigger on the note's deletion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from sqlalchemy import Column, Index, String, Table
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import IdentifierPreparer, SQLCompiler
+
+from sqla_vector.dialects.settings import Settings
+from sqla_vector.dialects.sqlite.beside import single_key, unique_constraints
+from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
+from sqla_vector.exc import IndexNotUsable, PluginMissing
+from sqla_vector.text_index import TextIndexKey, text_index_key, text_indexes
+
+__all__ = ["Fts5Index", "Fts5Statements", "drop_fts5_statements", "fts5_index", "fts5_indexes", "is_there"]
+
+KEYS: Final = "_keys"
+CHANGES: Final = "_changes"
+SOURCE: Final = "_source"
+TRIGGERS: Final = ("index", "insert", "update", "delete", "replace", "replace_update")
+LABEL: Final = "sqla_vector text index"
+"""What begins the comment in the view, which says what the FTS5 table does not."""
+
+_WORDS: Final = "unicode61 remove_diacritics 0 categories 'L* N* M*'"
+
+
+@compiles(TextIndexKey, "sqlite")
+def _render_key(element: TextIndexKey, compiler: SQLCompiler, **kw: Any) -> str:
+    # The plugin never renders the key.
+    raise PluginMissing(PLUGIN_HINT)
+
+
+class Fts5Index:
+    """The FTS5 table that serves one declared index."""
+
+    def __init__(self, index: Index, key: TextIndexKey) -> None:
+        assert index.table is not None
+        self.name = str(index.name)
+        self.table: Table = index.table
+        self.key = key
+        self.spec = key.spec
+        self.primary_key: Column[Any] = single_key(self.table, f"{self.name}: a text index")
+        self.has_text_key = isinstance(self.primary_key.type, String)
+
+    @property
+    def keys_name(self) -> str:
+        """Name of the table that numbers text keys."""
+        return f"{self.name}{KEYS}"
+
+    @property
+    def tokenizer(self) -> str:
+        """What makes words of texts."""
+        return f"porter {_WORDS}" if self.spec.language == "english" else _WORDS
+
+    @property
+    def comment(self) -> str:
+        """What of the declaration is not in the FTS5 table."""
+        return f"/* {LABEL}: {self.spec.language} {''.join(self.spec.labels)} */"
+
+
+def fts5_index(index: Index) -> Fts5Index | None:
+    """Return the FTS5 table for a declared text index, None for any other index.
+
+    Raises:
+        IndexNotUsable: the table's key does not allow it, or a column is gone.
+    """
+    key = text_index_key(index)
+    if key is None:
+        return None
+    assert index.table is not None
+    for column in key.columns:
+        if column.name not in index.table.c:  # a batch, which copies the table, leaves it out
+            raise IndexNotUsable(
+                f"{index.name}: {index.table.name} has no column {column.name} any more, which the index is on; "
+                "drop the index first, and create it without the column"
+            )
+    return Fts5Index(index, key)
+
+
+def is_there(index: Fts5Index, preparer: IdentifierPreparer, settings: Settings) -> bool:
+    """Tell whether the FTS5 table is there, as far as this engine knows."""
+    schema = preparer.schema_for_object(index.table)
+    return (None if schema == "main" else schema, index.name) in settings.fts5_tables
+
+
+def fts5_indexes(table: Table) -> list[Fts5Index]:
+    """Return the FTS5 tables that the declared indexes of a table ask for."""
+    return [found for index, _ in text_indexes(table) if (found := fts5_index(index)) is not None]
+
+
+class Fts5Statements:
+    """The SQL that creates and drops an :class:`Fts5Index`."""
+
+    def __init__(self, index: Fts5Index, preparer: IdentifierPreparer) -> None:
+        self._index = index
+        self._quote = preparer.quote
+        self._preparer = preparer
+        schema = preparer.schema_for_object(index.table)
+        self._schema_name = schema
+        self._schema = f"{preparer.quote_schema(schema)}." if schema else ""
+        self._table = preparer.quote(index.table.name)
+        self._key = preparer.quote(index.primary_key.name)
+        self._fts5 = preparer.quote(index.name)
+        self._keys = preparer.quote(index.keys_name)
+        self._changes = preparer.quote(f"{index.name}{CHANGES}")
+        self._source = preparer.quote(f"{index.name}{SOURCE}")
+        self._columns = [preparer.quote(column.name) for column in index.key.columns]
+        self._texts = [f"text_{number}" for number in range(1, len(self._columns) + 1)]
+
+    def create(self) -> list[str]:
+        """Return the statements that create the FTS5 table and what belongs to it, and fill it."""
+        texts, listed = ", ".join(self._texts), ", ".join(f"{text} TEXT" for text in self._texts)
+        statements = [
+            f"CREATE TABLE {self._schema}{self._changes} (key, number INTEGER, {listed})",
+        ]
+        if self._index.has_text_key:
+            statements.append(
+                f"CREATE TABLE {self._schema}{self._keys} (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE)"
+            )
+            statements.append(
+                f"INSERT INTO {self._schema}{self._keys} (key) SELECT {self._key} FROM {self._schema}{self._table}"
+            )
+        statements += [
+            f"CREATE VIEW {self._schema}{self._source} AS {self._index.comment} {self._select()}",
+            f"CREATE VIRTUAL TABLE {self._schema}{self._fts5} USING fts5({texts}, {self._options})",
+            *self._create_triggers(),
+            f"INSERT INTO {self._schema}{self._fts5} ({self._fts5}) VALUES ('rebuild')",
+        ]
+        return statements
+
+    @property
+    def _options(self) -> str:
+        content = f"content='{self._index.name}{SOURCE}', content_rowid='number'"
+        return f'{content}, tokenize="{self._index.tokenizer}"'
+
+    write = create
+    """The statements for a script, which needs none of this package's functions."""
+
+    def drop(self) -> list[str]:
+        """Return the statements that drop them; each bears that something is gone already."""
+        return drop_fts5_statements(self._index.name, self._schema_name, self._preparer)
+
+    def _select(self) -> str:
+        texts = ", ".join(f"t.{c} AS {text}" for c, text in zip(self._columns, self._texts, strict=True))
+        if not self._index.has_text_key:
+            return f"SELECT t.{self._key} AS number, {texts} FROM {self._table} AS t"
+        return (
+            f"SELECT k.number AS number, {texts} FROM {self._keys} AS k "
+            f"JOIN {self._table} AS t ON t.{self._key} = k.key"
+        )
+
+    def _numbered(self, key: str) -> str:
+        """Return a SELECT's end that gives ``number`` for a key."""
+        if not self._index.has_text_key:
+            return f"FROM (SELECT {key} AS number)"
+        return f"FROM {self._keys} WHERE key = {key}"
+
+    def _values(self, source: str) -> str:
+        return ", ".join(f"{source}.{column}" for column in self._columns)
+
+    def _forget(self, source: str) -> str:
+        texts = ", ".join(self._texts)
+        return (
+            f"INSERT INTO {self._fts5} ({self._fts5}, rowid, {texts}) "
+            f"SELECT 'delete', number, {self._values(source)} {self._numbered(f'{source}.{self._key}')}"
+        )
+
+    def _forget_replaced(self) -> list[str]:
+        texts = ", ".join(self._texts)
+        there = f"SELECT 1 FROM {self._table} AS t WHERE t.{self._key} ="
+        noted = ", ".join(f"c.{text}" for text in self._texts)
+        statements = [
+            (
+                f"INSERT INTO {self._fts5} ({self._fts5}, rowid, {texts}) SELECT 'delete', c.number, {noted} "
+                f"FROM {self._changes} AS c WHERE c.key = NEW.{self._key} OR NOT EXISTS ({there} c.key)"
+            )
+        ]
+        if self._index.has_text_key:
+            statements.append(
+                f"DELETE FROM {self._keys} WHERE key IN (SELECT key FROM {self._changes}) "
+                f"AND NOT EXISTS ({there} {self._keys}.key)"
+            )
+        return [*statements, f"DELETE FROM {self._changes}"]
+
+    def _release(self) -> list[str]:
+        """Return the statement that gives up the number of a key which no row has any more."""
+        if not self._index.has_text_key:
+            return []
+        old = f"OLD.{self._key}"
+        there = f"SELECT 1 FROM {self._table} WHERE {self._key} = {old}"
+        return [f"DELETE FROM {self._keys} WHERE key = {old} AND NOT EXISTS ({there})"]
+
+    def _remember(self) -> list[str]:
+        new = f"NEW.{self._key}"
+        statements = [
+            f"INSERT INTO {self._changes} (number) SELECT number {self._numbered(new)}",
+            f"DELETE FROM {self._changes} WHERE key IS NULL",
+        ]
+        if self._index.has_text_key:
+            statements.insert(
+                0,
+                f"INSERT INTO {self._keys} (key) SELECT {new} "
+                f"WHERE NOT EXISTS (SELECT 1 FROM {self._keys} WHERE key = {new})",
+            )
+        return statements
+
+    def _create_triggers(self) -> Iterator[str]:
+        index, table = self._index, self._table
+        texts = ", ".join(self._texts)
+        unique = [[index.primary_key], *unique_constraints(index.table)]
+        identifying = self._listed([column for columns in unique for column in columns])
+        watched = self._listed([*(c for columns in unique for c in columns), *index.key.columns])
+        row = f"SELECT number, {texts} FROM {self._source} WHERE number = OLD.number"
+        insert = f"INSERT INTO {self._fts5} (rowid, {texts}) {row}"
+        yield self._trigger("index", f"AFTER DELETE ON {self._changes}", [insert], "OLD.key IS NULL")
+        yield self._trigger("insert", f"AFTER INSERT ON {table}", [*self._forget_replaced(), *self._remember()])
+        yield self._trigger(
+            "update",
+            f"AFTER UPDATE OF {watched} ON {table}",
+            [
+                f"DELETE FROM {self._changes} WHERE key = OLD.{self._key}",
+                self._forget("OLD"),
+                *self._forget_replaced(),
+                *self._release(),
+                *self._remember(),
+            ],
+        )
+        forgotten = f"DELETE FROM {self._changes} WHERE key = OLD.{self._key}"
+        yield self._trigger("delete", f"AFTER DELETE ON {table}", [forgotten, self._forget("OLD"), *self._release()])
+        # What an earlier statement noted and then did not do, as under OR IGNORE, goes first.
+        clear = f"DELETE FROM {self._changes}"
+        yield self._trigger("replace", f"BEFORE INSERT ON {table}", [clear, self._note(unique)])
+        others = f" AND t.{self._key} IS NOT OLD.{self._key}"
+        yield self._trigger(
+            "replace_update",
+            f"BEFORE UPDATE OF {identifying} ON {table}",
+            [clear, self._note(unique, others)],
+        )
+
+    def _note(self, unique: list[list[Column[Any]]], more: str = "") -> str:
+        """Return the statement that notes the rows whose place a new one may take."""
+        same = " OR ".join(
+            " AND ".join(f"t.{self._quote(c.name)} = NEW.{self._quote(c.name)}" for c in columns) for columns in unique
+        )
+        number, joined = f"t.{self._key}", ""
+        if self._index.has_text_key:
+            number, joined = "k.number", f" JOIN {self._keys} AS k ON k.key = t.{self._key}"
+        return (
+            f"INSERT INTO {self._changes} (key, number, {', '.join(self._texts)}) "
+            f"SELECT t.{self._key}, {number}, {self._values('t')} FROM {self._table} AS t{joined} WHERE ({same}){more}"
+        )
+
+    def _listed(self, columns: list[Column[Any]]) -> str:
+        return ", ".join(dict.fromkeys(self._quote(column.name) for column in columns))
+
+    def _trigger(self, event: str, when: str, body: list[str], condition: str | None = None) -> str:
+        name = self._quote(f"{self._index.name}_{event}")
+        statements = " ".join(f"{statement};" for statement in body)
+        only = f" WHEN {condition}" if condition else ""
+        return f"CREATE TRIGGER {self._schema}{name} {when} FOR EACH ROW{only} BEGIN {statements} END"
+
+
+def drop_fts5_statements(name: str, schema: str | None, preparer: IdentifierPreparer) -> list[str]:
+    """Return the statements that drop an FTS5 table by its name, and all that belongs to it."""
+    prefix = f"{preparer.quote_schema(schema)}." if schema else ""
+    quote = preparer.quote
+    statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in TRIGGERS]
+    statements += [f"DROP TABLE IF EXISTS {prefix}{quote(name)}", f"DROP VIEW IF EXISTS {prefix}{quote(name + SOURCE)}"]
+    return [*statements, *(f"DROP TABLE IF EXISTS {prefix}{quote(f'{name}{part}')}" for part in (CHANGES, KEYS))]

@@ -1,0 +1,96 @@
+"""The FTS5 tables of a database that a text index made, and the declarations they were made from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy.engine import Connection
+
+from sqla_vector.dialects.sqlite.fts5 import CHANGES, KEYS, LABEL, SOURCE, TRIGGERS
+from sqla_vector.dialects.sqlite.reflection import master
+from sqla_vector.text_index import TextIndexSpec, weights_of_labels
+
+__all__ = ["ReflectedFts5", "find_fts5_tables", "fts5_names", "known_fts5_tables", "reflect_fts5"]
+
+_SHADOWS: Final = ("", "_data", "_idx", "_content", "_docsize", "_config", CHANGES, KEYS, SOURCE)
+_COMMENT: Final = re.compile(rf"/\* {LABEL}: ([\w.$]+) ([A-D]+) \*/")
+_COLUMN: Final = re.compile(r't\.("(?:[^"]|"")*"|\w+) AS "?text_\d+\b')
+
+
+@dataclass(frozen=True)
+class ReflectedFts5:
+    """An FTS5 table that triggers keep equal to a table; the weights are those that its labels usually have."""
+
+    name: str
+    table_name: str
+    spec: TextIndexSpec
+    statements: dict[str, str]
+    """The SQL of the FTS5 table, its side tables, view and triggers, by their names."""
+
+
+def find_fts5_tables(connection: Connection, schema: str | None = None) -> dict[str, str]:
+    """Return name and SQL of the FTS5 tables that text indexes made."""
+    at = master(connection, schema)
+    rows = connection.exec_driver_sql(
+        f"SELECT fts5.name, fts5.sql FROM {at} AS fts5 JOIN {at} AS source ON source.name = fts5.name || '{SOURCE}' "
+        "WHERE fts5.type = 'table' AND fts5.sql LIKE 'CREATE VIRTUAL TABLE%USING fts5(%' "
+        f"AND source.type = 'view' AND source.sql LIKE '%/* {LABEL}: %'"
+    )
+    return {row.name: row.sql for row in rows}
+
+
+def fts5_names(connection: Connection, schema: str | None = None) -> set[str]:
+    """Return the names of all tables and views that text indexes made."""
+    return {f"{name}{part}" for name in find_fts5_tables(connection, schema) for part in _SHADOWS}
+
+
+def known_fts5_tables(quote: Callable[[str], str], execute: Any) -> set[tuple[str | None, str]]:
+    """Return schema and name of all FTS5 tables that a connection sees; ``execute`` runs SQL and returns its rows."""
+    found = set()
+    for (schema,) in execute("SELECT name FROM pragma_database_list"):
+        rows = execute(
+            f"SELECT name FROM {quote(schema)}.sqlite_master "
+            "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING fts5(%'"
+        )
+        found |= {(None if schema == "main" else schema, row[0]) for row in rows}
+    return found
+
+
+def reflect_fts5(connection: Connection, schema: str | None = None) -> list[ReflectedFts5]:
+    """Return the FTS5 tables that are kept by triggers, by two queries."""
+    fts5 = find_fts5_tables(connection, schema)
+    if not fts5:
+        return []
+    rows = connection.exec_driver_sql(
+        f"SELECT type, name, tbl_name, sql FROM {master(connection, schema)} "
+        "WHERE type IN ('trigger', 'view') OR (type = 'table' AND (name LIKE '%\\_keys' ESCAPE '\\' "
+        "OR name LIKE '%\\_changes' ESCAPE '\\'))"
+    ).all()
+    known = {row.name: row for row in rows}
+    found = []
+    for name, sql in fts5.items():
+        insert, source = known.get(f"{name}_insert"), known[f"{name}{SOURCE}"]
+        comment = _COMMENT.search(source.sql)
+        if insert is None or comment is None:
+            continue
+        language, labels = comment.groups()
+        columns = tuple(_unquoted(column) for column in _COLUMN.findall(source.sql))
+        if len(columns) != len(labels):
+            continue
+        parts = (known.get(f"{name}{part}") for part in (CHANGES, KEYS, SOURCE, *(f"_{event}" for event in TRIGGERS)))
+        found.append(
+            ReflectedFts5(
+                name,
+                insert.tbl_name,
+                TextIndexSpec(columns, weights_of_labels(labels), language),
+                {name: sql} | {part.name: part.sql for part in parts if part is not None},
+            )
+        )
+    return found
+
+
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
