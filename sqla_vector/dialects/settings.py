@@ -33,6 +33,8 @@ class Settings:
     """SQLite: the vec0 tables that exist, as ``(schema, name)``; the schema of the main database is None."""
     list_tables: set[tuple[str | None, str]] = field(default_factory=set)
     """SQLite: those of them that hold their rows in lists (``method="ivfflat"``)."""
+    has_fts5: bool = True
+    """SQLite: whether its FTS5 is compiled in."""
     fts5_tables: set[tuple[str | None, str]] = field(default_factory=set)
     """SQLite: likewise the FTS5 tables."""
     vec0_changed: bool = False

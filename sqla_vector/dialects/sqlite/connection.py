@@ -136,6 +136,7 @@ def is_prepared(connection: RawConnection) -> bool:
 def prepare(connection: RawConnection, settings: Settings) -> None:
     """Give a new connection all that the compiled SQL calls."""
     settings.sqlite_vec = _load_sqlite_vec(connection) if settings.load_extension else None
+    settings.has_fts5 = bool(connection.rows("SELECT 1 FROM pragma_module_list WHERE name = 'fts5'"))
     functions = FUNCTIONS if settings.sqlite_vec else FUNCTIONS | STAND_INS
     for name, (arguments, function) in functions.items():
         connection.call("create_function", name, arguments, _none_for_none(function), deterministic=True)

@@ -19,7 +19,14 @@ from sqlalchemy.sql.elements import UnaryExpression
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.carry import carry, put_back
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
-from sqla_vector.dialects.sqlite.fts5 import Fts5Statements, drop_fts5_statements, fts5_index, fts5_indexes, is_there
+from sqla_vector.dialects.sqlite.fts5 import (
+    Fts5Statements,
+    check_fts5,
+    drop_fts5_statements,
+    fts5_index,
+    fts5_indexes,
+    is_there,
+)
 from sqla_vector.dialects.sqlite.fts5_reflection import (
     find_fts5_tables,
     fts5_names,
@@ -126,6 +133,7 @@ class VectorDDLCompiler:
     def visit_create_index(self: Any, create: CreateIndex, *args: Any, **kw: Any) -> str:
         text = fts5_index(create.element)
         if text is not None:
+            check_fts5(text, settings_of(self.dialect))
             if create.if_not_exists and is_there(text, self.preparer, settings_of(self.dialect)):
                 return _NOTHING
             return self._script(Fts5Statements(text, self.preparer).create())  # type: ignore[no-any-return]

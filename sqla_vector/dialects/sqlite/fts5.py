@@ -1,7 +1,8 @@
 """A text index on SQLite: an FTS5 table beside the table, kept by triggers.
 
-One ``CREATE INDEX`` becomes: a view that gives key and texts of each row, the FTS5 table (of the index's name) whose
-content the view is, a table that notes changes, for text keys a table that numbers them, the triggers, and the fill.
+One ``CREATE INDEX`` becomes, in one savepoint: a view that gives key and texts of each row, the FTS5 table (of the
+index's name) whose content the view is, a table that notes what is replaced, for text keys a table that numbers them,
+the triggers, and the fill.
 
 Traps avoided:
 
@@ -10,9 +11,6 @@ Traps avoided:
   virtual table: hence the view, under names of its own.
 * To forget a text FTS5 has to be told it.  ``INSERT OR REPLACE`` fires no delete trigger for the rows it replaces, so
   a BEFORE trigger notes their texts, and after the fact those of rows that are gone are forgotten.
-* The conflict clause of a statement overrides those in its triggers, and under REPLACE an FTS5 table forgets first
-  what its content has under the rowid, which by then is the new text.  Triggers of a DELETE know no conflict clause,
-  so the new row is noted as well, and indexed by a trigger on the note's deletion.
 """
 
 from __future__ import annotations
@@ -30,12 +28,20 @@ from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
 from sqla_vector.exc import IndexNotUsable, PluginMissing
 from sqla_vector.text_index import TextIndexKey, text_index_key, text_indexes
 
-__all__ = ["Fts5Index", "Fts5Statements", "drop_fts5_statements", "fts5_index", "fts5_indexes", "is_there"]
+__all__ = [
+    "Fts5Index",
+    "Fts5Statements",
+    "check_fts5",
+    "drop_fts5_statements",
+    "fts5_index",
+    "fts5_indexes",
+    "is_there",
+]
 
 KEYS: Final = "_keys"
-CHANGES: Final = "_changes"
+REPLACED: Final = "_replaced"
 SOURCE: Final = "_source"
-TRIGGERS: Final = ("index", "insert", "update", "delete", "replace", "replace_update")
+TRIGGERS: Final = ("insert", "update", "delete", "replace", "replace_update")
 LABEL: Final = "sqla_vector text index"
 """What begins the comment in the view, which says what the FTS5 table does not."""
 
@@ -95,6 +101,15 @@ def fts5_index(index: Index) -> Fts5Index | None:
     return Fts5Index(index, key)
 
 
+def check_fts5(index: Fts5Index, settings: Settings) -> None:
+    """Raise :class:`IndexNotUsable` if this SQLite has no FTS5, which is a choice at its compilation."""
+    if not settings.has_fts5:
+        raise IndexNotUsable(
+            f"{index.name}: this Python's SQLite has no FTS5, which a text index needs; "
+            "install one that has it: pip install pysqlite3-binary"
+        )
+
+
 def is_there(index: Fts5Index, preparer: IdentifierPreparer, settings: Settings) -> bool:
     """Tell whether the FTS5 table is there, as far as this engine knows."""
     schema = preparer.schema_for_object(index.table)
@@ -120,7 +135,7 @@ class Fts5Statements:
         self._key = preparer.quote(index.primary_key.name)
         self._fts5 = preparer.quote(index.name)
         self._keys = preparer.quote(index.keys_name)
-        self._changes = preparer.quote(f"{index.name}{CHANGES}")
+        self._replaced = preparer.quote(f"{index.name}{REPLACED}")
         self._source = preparer.quote(f"{index.name}{SOURCE}")
         self._columns = [preparer.quote(column.name) for column in index.key.columns]
         self._texts = [f"text_{number}" for number in range(1, len(self._columns) + 1)]
@@ -129,7 +144,7 @@ class Fts5Statements:
         """Return the statements that create the FTS5 table and what belongs to it, and fill it."""
         texts, listed = ", ".join(self._texts), ", ".join(f"{text} TEXT" for text in self._texts)
         statements = [
-            f"CREATE TABLE {self._schema}{self._changes} (key, number INTEGER, {listed})",
+            f"CREATE TABLE {self._schema}{self._replaced} (key, number INTEGER, {listed})",
         ]
         if self._index.has_text_key:
             statements.append(
@@ -190,15 +205,15 @@ class Fts5Statements:
         statements = [
             (
                 f"INSERT INTO {self._fts5} ({self._fts5}, rowid, {texts}) SELECT 'delete', c.number, {noted} "
-                f"FROM {self._changes} AS c WHERE c.key = NEW.{self._key} OR NOT EXISTS ({there} c.key)"
+                f"FROM {self._replaced} AS c WHERE c.key = NEW.{self._key} OR NOT EXISTS ({there} c.key)"
             )
         ]
         if self._index.has_text_key:
             statements.append(
-                f"DELETE FROM {self._keys} WHERE key IN (SELECT key FROM {self._changes}) "
+                f"DELETE FROM {self._keys} WHERE key IN (SELECT key FROM {self._replaced}) "
                 f"AND NOT EXISTS ({there} {self._keys}.key)"
             )
-        return [*statements, f"DELETE FROM {self._changes}"]
+        return [*statements, f"DELETE FROM {self._replaced}"]
 
     def _release(self) -> list[str]:
         """Return the statement that gives up the number of a key which no row has any more."""
@@ -210,43 +225,34 @@ class Fts5Statements:
 
     def _remember(self) -> list[str]:
         new = f"NEW.{self._key}"
-        statements = [
-            f"INSERT INTO {self._changes} (number) SELECT number {self._numbered(new)}",
-            f"DELETE FROM {self._changes} WHERE key IS NULL",
-        ]
-        if self._index.has_text_key:
-            statements.insert(
-                0,
-                f"INSERT INTO {self._keys} (key) SELECT {new} "
-                f"WHERE NOT EXISTS (SELECT 1 FROM {self._keys} WHERE key = {new})",
-            )
-        return statements
+        names = f"rowid, {', '.join(self._texts)}"
+        index = f"INSERT INTO {self._fts5} ({names}) SELECT number, {self._values('NEW')} {self._numbered(new)}"
+        if not self._index.has_text_key:
+            return [index]
+        known = f"SELECT 1 FROM {self._keys} WHERE key = {new}"
+        return [f"INSERT INTO {self._keys} (key) SELECT {new} WHERE NOT EXISTS ({known})", index]
 
     def _create_triggers(self) -> Iterator[str]:
         index, table = self._index, self._table
-        texts = ", ".join(self._texts)
         unique = [[index.primary_key], *unique_constraints(index.table)]
         identifying = self._listed([column for columns in unique for column in columns])
         watched = self._listed([*(c for columns in unique for c in columns), *index.key.columns])
-        row = f"SELECT number, {texts} FROM {self._source} WHERE number = OLD.number"
-        insert = f"INSERT INTO {self._fts5} (rowid, {texts}) {row}"
-        yield self._trigger("index", f"AFTER DELETE ON {self._changes}", [insert], "OLD.key IS NULL")
         yield self._trigger("insert", f"AFTER INSERT ON {table}", [*self._forget_replaced(), *self._remember()])
         yield self._trigger(
             "update",
             f"AFTER UPDATE OF {watched} ON {table}",
             [
-                f"DELETE FROM {self._changes} WHERE key = OLD.{self._key}",
+                f"DELETE FROM {self._replaced} WHERE key = OLD.{self._key}",
                 self._forget("OLD"),
                 *self._forget_replaced(),
                 *self._release(),
                 *self._remember(),
             ],
         )
-        forgotten = f"DELETE FROM {self._changes} WHERE key = OLD.{self._key}"
+        forgotten = f"DELETE FROM {self._replaced} WHERE key = OLD.{self._key}"
         yield self._trigger("delete", f"AFTER DELETE ON {table}", [forgotten, self._forget("OLD"), *self._release()])
         # What an earlier statement noted and then did not do, as under OR IGNORE, goes first.
-        clear = f"DELETE FROM {self._changes}"
+        clear = f"DELETE FROM {self._replaced}"
         yield self._trigger("replace", f"BEFORE INSERT ON {table}", [clear, self._note(unique)])
         others = f" AND t.{self._key} IS NOT OLD.{self._key}"
         yield self._trigger(
@@ -264,18 +270,17 @@ class Fts5Statements:
         if self._index.has_text_key:
             number, joined = "k.number", f" JOIN {self._keys} AS k ON k.key = t.{self._key}"
         return (
-            f"INSERT INTO {self._changes} (key, number, {', '.join(self._texts)}) "
+            f"INSERT INTO {self._replaced} (key, number, {', '.join(self._texts)}) "
             f"SELECT t.{self._key}, {number}, {self._values('t')} FROM {self._table} AS t{joined} WHERE ({same}){more}"
         )
 
     def _listed(self, columns: list[Column[Any]]) -> str:
         return ", ".join(dict.fromkeys(self._quote(column.name) for column in columns))
 
-    def _trigger(self, event: str, when: str, body: list[str], condition: str | None = None) -> str:
+    def _trigger(self, event: str, when: str, body: list[str]) -> str:
         name = self._quote(f"{self._index.name}_{event}")
         statements = " ".join(f"{statement};" for statement in body)
-        only = f" WHEN {condition}" if condition else ""
-        return f"CREATE TRIGGER {self._schema}{name} {when} FOR EACH ROW{only} BEGIN {statements} END"
+        return f"CREATE TRIGGER {self._schema}{name} {when} FOR EACH ROW BEGIN {statements} END"
 
 
 def drop_fts5_statements(name: str, schema: str | None, preparer: IdentifierPreparer) -> list[str]:
@@ -284,4 +289,4 @@ def drop_fts5_statements(name: str, schema: str | None, preparer: IdentifierPrep
     quote = preparer.quote
     statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in TRIGGERS]
     statements += [f"DROP TABLE IF EXISTS {prefix}{quote(name)}", f"DROP VIEW IF EXISTS {prefix}{quote(name + SOURCE)}"]
-    return [*statements, *(f"DROP TABLE IF EXISTS {prefix}{quote(f'{name}{part}')}" for part in (CHANGES, KEYS))]
+    return [*statements, *(f"DROP TABLE IF EXISTS {prefix}{quote(f'{name}{part}')}" for part in (REPLACED, KEYS))]

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from sqlalchemy.engine import Connection
 
-from sqla_vector.dialects.sqlite.fts5 import CHANGES, KEYS, LABEL, SOURCE, TRIGGERS
+from sqla_vector.dialects.sqlite.fts5 import KEYS, LABEL, REPLACED, SOURCE, TRIGGERS
 from sqla_vector.dialects.sqlite.reflection import master
 from sqla_vector.text_index import TextIndexSpec, weights_of_labels
 
 __all__ = ["ReflectedFts5", "find_fts5_tables", "fts5_names", "known_fts5_tables", "reflect_fts5"]
 
-_SHADOWS: Final = ("", "_data", "_idx", "_content", "_docsize", "_config", CHANGES, KEYS, SOURCE)
+_SHADOWS: Final = ("", "_data", "_idx", "_content", "_docsize", "_config", REPLACED, KEYS, SOURCE)
 _COMMENT: Final = re.compile(rf"/\* {LABEL}: ([\w.$]+) ([A-D]+) \*/")
 _COLUMN: Final = re.compile(r't\.("(?:[^"]|"")*"|\w+) AS "?text_\d+\b')
 
@@ -67,7 +67,7 @@ def reflect_fts5(connection: Connection, schema: str | None = None) -> list[Refl
     rows = connection.exec_driver_sql(
         f"SELECT type, name, tbl_name, sql FROM {master(connection, schema)} "
         "WHERE type IN ('trigger', 'view') OR (type = 'table' AND (name LIKE '%\\_keys' ESCAPE '\\' "
-        "OR name LIKE '%\\_changes' ESCAPE '\\'))"
+        "OR name LIKE '%\\_replaced' ESCAPE '\\'))"
     ).all()
     known = {row.name: row for row in rows}
     found = []
@@ -80,7 +80,7 @@ def reflect_fts5(connection: Connection, schema: str | None = None) -> list[Refl
         columns = tuple(_unquoted(column) for column in _COLUMN.findall(source.sql))
         if len(columns) != len(labels):
             continue
-        parts = (known.get(f"{name}{part}") for part in (CHANGES, KEYS, SOURCE, *(f"_{event}" for event in TRIGGERS)))
+        parts = (known.get(f"{name}{part}") for part in (REPLACED, KEYS, SOURCE, *(f"_{event}" for event in TRIGGERS)))
         found.append(
             ReflectedFts5(
                 name,
