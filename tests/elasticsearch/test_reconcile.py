@@ -287,13 +287,16 @@ def _close(f: Filled) -> None:
 def test_shards_that_do_not_answer_are_not_missing_documents(filled: Make) -> None:
     f = filled(0)
     (physical,) = f.behind()
+    given = f.client.indices.get_settings(index=physical, flat_settings=True)[physical]["settings"]
+    # Those that this version of the server knows.
+    settings = {name: value for name, value in f.index.settings().items() if name in given}
     f.client.indices.delete(index=physical)
     # On one node that leaves one of the two shards without a place.
     limits = {"index.number_of_shards": 2, "index.routing.allocation.total_shards_per_node": 1}
     f.client.indices.create(
         index=physical,
         mappings=f.index.mapping(),
-        settings={"index.number_of_replicas": 0, **limits},
+        settings={**settings, **limits},
         aliases={f.index.name: {}},
         wait_for_active_shards="0",
     )
