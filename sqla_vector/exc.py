@@ -33,6 +33,8 @@ __all__ = [
     "NonFiniteVector",
     "PackageMissing",
     "PluginMissing",
+    "RerankerError",
+    "RerankerUnavailable",
     "SearchError",
     "SearchUnavailable",
     "UnsupportedMetric",
@@ -119,6 +121,23 @@ class EmbedderUnavailable(EmbedderError):
 
 class ModelMismatch(VectorError):
     """A search by a model of which the column has no vector, while it has vectors of another one."""
+
+
+class RerankerError(VectorError):
+    """A reranker that failed, or whose answer is not what was asked for; nothing of the answer is used."""
+
+
+class RerankerUnavailable(RerankerError):
+    """A reranker that cannot be reached or has no capacity now: nothing is wrong with the texts.
+
+    Args:
+        message: what happened.
+        retry_after: seconds after which it asked to be tried again, if it said so.
+    """
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BulkLoadError(VectorError, ValueError):

@@ -1,8 +1,30 @@
 """Search: a Select goes in, a Select comes out."""
 
-from sqla_vector.search.hits import Hit, asearch, search
+from sqla_vector.search.boosts import recency, saturation
+from sqla_vector.search.hits import Hit, HitPart, asearch, search
 from sqla_vector.search.hybrid import hybrid
 from sqla_vector.search.nearest import criterion_of, nearest, nearest_each, nearest_to
 from sqla_vector.search.parts import vector_part
+from sqla_vector.search.rerank import rerank
+from sqla_vector.search.scoring import Reranker, arerank_hits, rerank_hits
+from sqla_vector.search.stages import score_of
 
-__all__ = ["Hit", "asearch", "criterion_of", "hybrid", "nearest", "nearest_each", "nearest_to", "search", "vector_part"]
+__all__ = [
+    "Hit",
+    "HitPart",
+    "Reranker",
+    "arerank_hits",
+    "asearch",
+    "criterion_of",
+    "hybrid",
+    "nearest",
+    "nearest_each",
+    "nearest_to",
+    "recency",
+    "rerank",
+    "rerank_hits",
+    "saturation",
+    "score_of",
+    "search",
+    "vector_part",
+]

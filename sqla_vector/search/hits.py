@@ -1,24 +1,43 @@
-"""Results of a search as objects with distance, similarity and source text."""
+"""Results of a search as objects with scores, distance, similarity and source text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sqlalchemy import Select
 from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.elements import ColumnElement
 
+from sqla_vector.exc import InvalidStatement
 from sqla_vector.expression import NearestCriterion, vector_type_of
+from sqla_vector.ranked import RankedRows, ranked_rows_of
 from sqla_vector.search.nearest import criterion_of
+from sqla_vector.search.parts import Part, VectorPart
+from sqla_vector.search.scoring import HitScorer, Reranker, arerank_hits, rerank_hits
+from sqla_vector.search.stages import RERANK_SCORE, is_reranked
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
-__all__ = ["Hit", "asearch", "search"]
+__all__ = ["Hit", "HitPart", "HitReader", "asearch", "search"]
 
 T = TypeVar("T")
+
+_NO_PARTS: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class HitPart:
+    """What one part of a hybrid search says of a row that it found."""
+
+    rank: int
+    """From 1, within the part."""
+    score: float
+    """Larger is better: the metric's similarity, or the score of a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +46,139 @@ class Hit(Generic[T]):
 
     entity: T
     """The first thing the statement selects: an object, or a column's value."""
-    distance: float
-    similarity: float
+    distance: float | None
+    """None where no vector was searched for, or its part has not found the row."""
+    similarity: float | None
     """Larger is more similar; see :mod:`sqla_vector.metrics`."""
     text: str | None
     """The source text, where the vector column declares it: ``mapped_column(..., info={"source": ("title",)})``."""
     row: Any
     """The whole result row."""
+    score: float | None = None
+    """What the hits are sorted by, larger is better: the similarity, the score of a fusion or that of a second stage.
+    None where it is undefined."""
+    parts: Mapping[str, HitPart | None] = field(default_factory=lambda: _NO_PARTS)
+    """Of a hybrid search, by the names of its parts; None where a part has not found the row."""
+    vector: Any = None
+    """The row's vector, if the search was asked for it."""
 
 
-def search(session: Session, stmt: Select[Any]) -> list[Hit[Any]]:
-    """Run a statement made by :func:`nearest` and return its rows as hits, nearest first.
+def search(
+    session: Session,
+    stmt: Select[Any],
+    *,
+    rerank: Reranker | HitScorer | None = None,
+    query: str | None = None,
+    k: int | None = None,
+    text: Callable[[Hit[Any]], str | None] | None = None,
+    vectors: bool = False,
+) -> list[Hit[Any]]:
+    """Run a statement made by :func:`nearest`, :func:`hybrid` or what extends them, and return its rows as hits.
+
+    Args:
+        session: runs the statement.
+        stmt: the statement.
+        rerank: gives the hits another order: a :class:`Reranker`, or a function of the hits.
+        query: what was asked for, as a text, for the reranker.
+        k: how many of the reranked hits to return; all by default.
+        text: returns the text of a hit for the reranker; by default its source text.
+        vectors: load the vectors too, as :func:`mmr` needs them.
 
     Raises:
-        InvalidStatement: the statement was not made by :func:`nearest` or :func:`nearest_to`.
+        InvalidStatement: the statement is no search.
+        InvalidOption: no query for a reranker, ``k`` out of its range.
+        RerankerError: the reranker failed, or its answer is not what was asked for.
     """
-    criterion = criterion_of(stmt)
-    return [_hit(row, criterion) for row in session.execute(stmt).unique()]
+    hits = _load(session, stmt, vectors)
+    if rerank is None:
+        return hits if k is None else hits[:k]
+    return rerank_hits(hits, rerank, query=query, k=k, text=text)
 
 
-async def asearch(session: AsyncSession, stmt: Select[Any]) -> list[Hit[Any]]:
-    """Return the same as :func:`search`, on an AsyncSession."""
+async def asearch(
+    session: AsyncSession,
+    stmt: Select[Any],
+    *,
+    rerank: Reranker | HitScorer | None = None,
+    query: str | None = None,
+    k: int | None = None,
+    text: Callable[[Hit[Any]], str | None] | None = None,
+    vectors: bool = False,
+) -> list[Hit[Any]]:
+    """Return the same as :func:`search`, on an AsyncSession; a reranker that is not asynchronous runs in a thread."""
     # In a greenlet as a whole: the source text may be that of a related row, which is loaded then.
-    return await session.run_sync(search, stmt)
+    hits = await session.run_sync(_load, stmt, vectors)
+    if rerank is None:
+        return hits if k is None else hits[:k]
+    return await arerank_hits(hits, rerank, query=query, k=k, text=text)
 
 
-def _hit(row: Any, criterion: NearestCriterion) -> Hit[Any]:
-    column, type_ = vector_type_of(criterion.distance.operands[0])
-    distance = float(row.distance)
-    similarity = criterion.distance.metric.similarity(distance, type_.dim or 1)
-    return Hit(row[0], distance, similarity, _source_text(row[0], column), row)
+def _load(session: Session, stmt: Select[Any], vectors: bool) -> list[Hit[Any]]:
+    reader = HitReader(stmt, vectors=vectors)
+    return [reader.hit(row) for row in session.execute(reader.stmt).unique()]
+
+
+class HitReader:
+    """Makes hits of the rows of a statement.
+
+    Attributes:
+        stmt: the statement to run.
+    """
+
+    def __init__(self, stmt: Select[Any], *, vectors: bool = False) -> None:
+        self._rows = ranked_rows_of(stmt) if isinstance(stmt, Select) else None
+        self._parts: Sequence[Part] = () if self._rows is None else getattr(self._rows.compose, "parts", ())
+        self._criterion: NearestCriterion | None = None
+        if self._parts:
+            searched = next((part.column for part in self._parts if isinstance(part, VectorPart)), None)
+        else:
+            self._criterion = criterion_of(stmt)
+            searched = self._criterion.distance.operands[0]
+        self._column: ColumnElement[Any] | None = None if searched is None else vector_type_of(searched)[0]
+        self._is_reranked = is_reranked(stmt)
+        self._vector = None
+        if vectors:
+            if self._column is None:
+                raise InvalidStatement("vectors=True needs a search for a vector; this one has none")
+            self._vector = self._column.label(None)
+            stmt = stmt.add_columns(self._vector)
+        self.stmt = stmt
+
+    def hit(self, row: Any) -> Hit[Any]:
+        """Return a row as a hit."""
+        distance, similarity, parts = self._measured(row)
+        if self._is_reranked:
+            score = row._mapping[RERANK_SCORE]
+        elif self._parts and self._rows is not None:
+            score = row._mapping[self._rows.c.score]
+        else:
+            score = similarity
+        vector = None if self._vector is None else row._mapping[self._vector]
+        text = None if self._column is None else _source_text(row[0], self._column)
+        return Hit(row[0], distance, similarity, text, row, score, parts, vector)
+
+    def _measured(self, row: Any) -> tuple[float | None, float | None, Mapping[str, HitPart | None]]:
+        if self._criterion is not None:
+            metric = self._criterion.distance.metric
+            distance = float(row.distance)
+            return distance, metric.similarity(distance, self._dim), _NO_PARTS
+        assert self._rows is not None
+        parts = {part.name: _part(row, self._rows, part.name) for part in self._parts}
+        first = next((part for part in self._parts if isinstance(part, VectorPart)), None)
+        found = None if first is None else parts[first.name]
+        if first is None or found is None:
+            return None, None, MappingProxyType(parts)
+        metric = criterion_of(first.stmt).distance.metric
+        return metric.distance(found.score, self._dim), found.score, MappingProxyType(parts)
+
+    @property
+    def _dim(self) -> int:
+        return vector_type_of(self._column)[1].dim or 1
+
+
+def _part(row: Any, rows: RankedRows, name: str) -> HitPart | None:
+    rank = row._mapping[rows.c[f"{name}_rank"]]
+    return None if rank is None else HitPart(int(rank), float(row._mapping[rows.c[f"{name}_score"]]))
 
 
 def _source_text(entity: object, column: ColumnElement[Any]) -> str | None:

@@ -139,7 +139,7 @@ class _Composer:
     """Fuses the searches of parts.  Its parameters are made once, since the statement is known by them."""
 
     def __init__(self, parts: Sequence[Part], fusion: Fusion, keys: int) -> None:
-        self._parts = parts
+        self.parts = parts
         self._fusion = fusion
         self._keys = [key_name(number) for number in range(keys)]
         shares = [part.weight for part in parts]
@@ -156,7 +156,7 @@ class _Composer:
     def __call__(self, searches: Sequence[Select[Any]]) -> Select[Any]:
         arms = [
             self._arm(number, part, share, search)
-            for number, (part, share, search) in enumerate(zip(self._parts, self._shares, searches, strict=True))
+            for number, (part, share, search) in enumerate(zip(self.parts, self._shares, searches, strict=True))
             if share is not None
         ]
         if len(arms) == 1:
@@ -177,22 +177,29 @@ class _Composer:
         for term in terms[1:]:
             score = score + func.coalesce(term, zero)
         columns: list[ColumnElement[Any]] = []
-        for number, (part, share) in enumerate(zip(self._parts, self._shares, strict=True)):
+        for number, (part, share) in enumerate(zip(self.parts, self._shares, strict=True)):
             rank, value = _named(part)
             if share is None:
                 columns += _missing(part)
             else:
                 columns.append(_where(rows.c.part, number, rows.c.rank).label(rank))
                 columns.append(_where(rows.c.part, number, rows.c.score).label(value))
-        return select(*keys, score.label("score"), *columns).group_by(*keys)
+        return self._placed(select(*keys, score.label("score"), *columns).group_by(*keys))
 
     def _alone(self, arm: Select[Any]) -> Select[Any]:
         rows = arm.subquery()
         columns: list[ColumnElement[Any]] = []
-        for part, share in zip(self._parts, self._shares, strict=True):
+        for part, share in zip(self.parts, self._shares, strict=True):
             rank, value = _named(part)
             columns += _missing(part) if share is None else [rows.c.rank.label(rank), rows.c.score.label(value)]
-        return select(*(rows.c[name] for name in self._keys), rows.c.contribution.label("score"), *columns)
+        keys = [rows.c[name] for name in self._keys]
+        return select(*keys, rows.c.contribution.label("score"), *columns, rows.c.rank.label("place"))
+
+    def _placed(self, grouped: Select[Any]) -> Select[Any]:
+        """Return fused rows with their place among all, from 1."""
+        rows = grouped.subquery()
+        order = (rows.c.score.desc(), *(rows.c[name] for name in self._keys))
+        return select(*rows.c, func.row_number().over(order_by=order).label("place"))
 
     def _arm(self, number: int, part: Part, share: ColumnElement[float], search: Select[Any]) -> Select[Any]:
         """Return the keys that a part found, with rank, score and what it contributes."""

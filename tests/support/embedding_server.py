@@ -1,4 +1,4 @@
-"""A server that speaks the embeddings protocols of OpenAI and Ollama, and misbehaves as it is told.
+"""A server that speaks the embeddings protocols of OpenAI and Ollama, Cohere's of reranking, and misbehaves as told.
 
 It makes the vector of a text from the text's hash, so that a test can say which vector belongs to which text
 (:func:`vector_of`). What goes wrong is given as a list of answers, used up one request after the other; afterwards
@@ -27,6 +27,11 @@ def vector_of(text: str) -> NDArray[np.float32]:
     """Return the vector that the server makes of a text."""
     data = hashlib.sha256(text.encode()).digest()[: 2 * DIMENSIONS]
     return np.frombuffer(data, dtype="<u2").astype(np.float32) / 65536
+
+
+def score_of(query: str, text: str) -> float:
+    """Return how well the server finds that a text answers a query."""
+    return float(vector_of(query) @ vector_of(text))
 
 
 @dataclass
@@ -76,6 +81,14 @@ class EmbeddingServer:
 
     def proper(self, path: str, body: Any) -> Any:
         """Return what the protocol says."""
+        if path.endswith("/rerank"):
+            scored = [(score_of(body["query"], text), index) for index, text in enumerate(body["documents"])]
+            return {
+                "id": "1",
+                "results": [
+                    {"index": index, "relevance_score": score} for score, index in sorted(scored, reverse=True)
+                ],
+            }
         vectors = [vector_of(text) for text in body["input"]]
         if path == "/api/embed":
             return {"model": body["model"], "embeddings": [vector.tolist() for vector in vectors]}

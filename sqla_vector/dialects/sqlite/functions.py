@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sqla_vector.coercion import SparseArray
+from sqla_vector.recency import MAX_HALF_LIVES
 from sqla_vector.values import SparseCodec, VectorCodec
 
 __all__ = ["AGGREGATES", "FUNCTIONS", "STAND_INS"]
@@ -138,6 +139,10 @@ def _sparse_normalize(blob: Any) -> bytes:
     return _SPARSE.to_blob(SparseArray(sparse.dim, (sparse.indices, sparse.values / (length or 1.0))))
 
 
+def _half_life(lives: float | None) -> float | None:
+    return None if lives is None else 0.5 ** min(max(lives, 0.0), MAX_HALF_LIVES)
+
+
 FUNCTIONS: Final[dict[str, tuple[int, Callable[..., Any]]]] = {
     "vector_negative_inner_product": (2, _negative_inner_product),
     "vector_jaccard_distance": (2, _jaccard_distance),
@@ -159,6 +164,7 @@ FUNCTIONS: Final[dict[str, tuple[int, Callable[..., Any]]]] = {
     "vector_sparse_inner_product_distance": (2, _sparse_distance(lambda a, b: -float(np.dot(a, b)))),
     "vector_sparse_l2_norm": (1, lambda blob: float(np.linalg.norm(_SPARSE.from_blob(blob).values))),
     "vector_sparse_l2_normalize": (1, _sparse_normalize),
+    "vector_half_life": (1, _half_life),
 }
 """Name to number of arguments and function: what sqlite-vec does not have."""
 
