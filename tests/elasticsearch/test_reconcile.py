@@ -284,6 +284,7 @@ def _close(f: Filled) -> None:
 
 
 @pytest.mark.backends("psycopg")
+@pytest.mark.long  # each write waits a minute for the shard
 def test_shards_that_do_not_answer_are_not_missing_documents(filled: Make) -> None:
     f = filled(0)
     (physical,) = f.behind()
