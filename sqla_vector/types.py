@@ -108,6 +108,9 @@ class DialectSupport(Protocol):
     def migration(self) -> Any:
         """Return the :class:`sqla_vector.dialects.migration.MigrationSupport`."""
 
+    def tuning(self) -> Any:
+        """Return the :class:`sqla_vector.dialects.tuning.TuningSupport`."""
+
     def captures(self) -> Any:
         """Return the :class:`sqla_vector.dialects.capture.CaptureSupport`."""
 

@@ -16,7 +16,7 @@ from sqla_vector.dialects.settings import Settings
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import MAX_EF_SEARCH, MAX_OVERSAMPLE, MAX_PROBES
 
-__all__ = ["KNOBS", "NO_KNOBS", "Knobs", "Tuned", "TunedIndex", "knobs_of", "note_tuned"]
+__all__ = ["KNOBS", "NO_KNOBS", "Knobs", "Tuned", "TunedIndex", "knobs_of", "note_tuned", "tuned_for"]
 
 logger = logging.getLogger("sqla_vector.tuning")
 
@@ -147,7 +147,8 @@ def knobs_of(
     found = None
     if criterion.recall is not None:
         assert index.table is not None
-        found = tuned_for(criterion, (preparer.schema_for_object(index.table), str(index.name)), built, settings)
+        place = (preparer.schema_for_object(index.table), str(index.name))
+        found = tuned_for(place, built, criterion.k, criterion.recall, settings)
         if found is None:
             logger.warning(
                 "%s has no settings for recall %g, so the usual ones serve; find some: sqla_vector.tuning.tune()",
@@ -161,15 +162,11 @@ def knobs_of(
     )
 
 
-def tuned_for(
-    criterion: NearestCriterion, place: tuple[str | None, str], built: str, settings: Settings
-) -> Tuned | None:
-    """Return what this engine knows for a search with a recall, None if that is nothing."""
+def tuned_for(place: tuple[str | None, str], built: str, k: int, recall: float, settings: Settings) -> Tuned | None:
+    """Return what this engine knows for a search with a recall by an index, None if that is nothing."""
     schema, name = place
     known = settings.tuned.get((None if schema == "main" else schema, name))
-    if criterion.recall is None or known is None or known.built != built:
-        return None
-    return known.chosen(criterion.k, criterion.recall)
+    return known.chosen(k, recall) if known is not None and known.built == built else None
 
 
 def note_tuned(settings: Settings, found: Mapping[tuple[str | None, str], TunedIndex]) -> None:

@@ -6,11 +6,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Select
+from sqlalchemy import Index, Select
 from sqlalchemy.sql import operators
 from sqlalchemy.sql.elements import ColumnElement, Label, UnaryExpression
 from sqlalchemy.sql.visitors import iterate
 
+from sqla_vector.dialects import settings_of
+from sqla_vector.dialects.tuned import tuned_for
+from sqla_vector.dialects.tuning import TuningSupport
 from sqla_vector.engine import connection_of
 from sqla_vector.exc import InvalidStatement
 from sqla_vector.expression import Distance, NearestCriterion
@@ -68,7 +71,8 @@ def explain_nearest(connection: Session | Connection, stmt: Select[Any]) -> Sear
     for index, key in declared:
         if str(index.name) in used:
             method, precision = support.served_by(key)
-            return SearchPlan(str(index.name), method, precision, f"{index.name} serves the search ({method})", plan)
+            reason = f"{index.name} serves the search ({method}){_tuned(bind, index, key, search.criterion)}"
+            return SearchPlan(str(index.name), method, precision, reason, plan)
     if used:
         name = min(used)
         return SearchPlan(name, None, None, f"{name}, an index that the model does not declare, serves it", plan)
@@ -86,6 +90,25 @@ async def aexplain_nearest(connection: AsyncSession | AsyncConnection, stmt: Sel
         return explain_nearest(sync, stmt)
 
     return await connection.run_sync(run)
+
+
+def _tuned(connection: Connection, index: Index, key: VectorIndexKey, criterion: NearestCriterion | None) -> str:
+    """Return what to add to the reason when a search wants a recall."""
+    if criterion is None or criterion.recall is None:
+        return ""
+    support: TuningSupport = support_of(connection.dialect).tuning()
+    if not support.knobs(index, key, criterion.k):
+        return f", which finds everything, so recall {criterion.recall:g} is held"
+    assert index.table is not None
+    place, built = (connection.schema_for_object(index.table), str(index.name)), support.built(index, key)
+    found = tuned_for(place, built, criterion.k, criterion.recall, settings_of(connection.dialect))
+    if found is None:
+        return (
+            f" with default settings: none were found for recall {criterion.recall:g}; find them by "
+            "sqla_vector.tuning.tune(), or load_tuned() what another process found"
+        )
+    told = ", ".join(f"{name}={value}" for name, value in found.settings.items())
+    return f", tuned for recall {found.recall:g}: {told}"
 
 
 @dataclass(frozen=True)

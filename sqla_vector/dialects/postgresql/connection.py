@@ -11,19 +11,22 @@ from sqlalchemy import Boolean, Date, DateTime, Enum, Float, Integer, LargeBinar
 from sqlalchemy.engine import Connection, Dialect
 from sqlalchemy.types import TypeEngine
 
+from sqla_vector.dialects.postgresql.tuned import FIND, parse
 from sqla_vector.dialects.postgresql.types import BinaryParameter
 from sqla_vector.dialects.settings import Settings
+from sqla_vector.dialects.tuned import note_tuned
 from sqla_vector.types import EncodedVector, VectorType
 from sqla_vector.values import Codec, codec_for
 
 __all__ = ["binary_results", "prepare", "raw_kinds"]
 
 _LOCATE: Final = (
-    "SELECT n.nspname, pg_catalog.pg_type_is_visible(t.oid) FROM pg_catalog.pg_type t"
+    f"SELECT n.nspname, pg_catalog.pg_type_is_visible(t.oid), {FIND} FROM pg_catalog.pg_type t"
     " JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace"
     " JOIN pg_catalog.pg_extension e ON e.extname = 'vector' AND e.extnamespace = n.oid"
     " WHERE t.typname = 'vector'"
 )
+"""Where the extension is, and what is remembered of indexes: one query for each new connection."""
 
 
 def prepare(dbapi_connection: Any, driver: str, settings: Settings, *, in_transaction: bool = False) -> bool:
@@ -47,9 +50,10 @@ def prepare(dbapi_connection: Any, driver: str, settings: Settings, *, in_transa
         dbapi_connection.rollback()
     if schema is None:
         return False
-    name, visible = schema
+    name, visible, tuned = schema
     if not visible:
         settings.schema = name
+    note_tuned(settings, parse(tuned))
     if driver == "asyncpg":
         _set_codecs(dbapi_connection, name)
     return True
@@ -117,15 +121,15 @@ def _is_read_alike(type_: TypeEngine[Any]) -> bool:
     return isinstance(type_, tuple(_READ_ALIKE)) and not isinstance(type_, Enum)
 
 
-def _locate(dbapi_connection: Any) -> tuple[str, bool] | None:
-    """Return the extension's schema and whether it is on the search path."""
+def _locate(dbapi_connection: Any) -> tuple[str, bool, str | None] | None:
+    """Return the extension's schema, whether it is on the search path, and what :data:`FIND` found."""
     cursor = dbapi_connection.cursor()
     try:
         cursor.execute(_LOCATE)
         row = cursor.fetchone()
     finally:
         cursor.close()
-    return None if row is None else (row[0], row[1])
+    return None if row is None else (row[0], row[1], row[2])
 
 
 @functools.cache

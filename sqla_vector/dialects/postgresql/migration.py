@@ -27,6 +27,7 @@ from sqla_vector.dialects.migration import (
 from sqla_vector.dialects.postgresql.extension import create_extension, find_extension, version_tuple
 from sqla_vector.dialects.postgresql.progress import watch_build
 from sqla_vector.dialects.postgresql.reflection import difference, reflect
+from sqla_vector.dialects.postgresql.tuned import carry_comment
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.exc import ExtensionMissing, MigrationError
 from sqla_vector.schema import VectorIndexKey, index_key, is_small
@@ -129,6 +130,7 @@ class PostgreSQLMigration:
             self.drop_index(run, fresh, index.table.name, schema, if_exists=True, concurrently=build.concurrently)
         self.create_index(run, index, replace(build, if_not_exists=True))
         index.name = name
+        run.execute(carry_comment(run.dialect, schema, str(name), fresh))
         # A swap is two changes of the catalogue and, unlike the build, can be one transaction.
         self._drop(run, index, if_exists=True)
         self.rename_index(run, fresh, name, schema)

@@ -29,9 +29,9 @@ from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.tuned import Knobs, knobs_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.metrics import METRICS
-from sqla_vector.schema import IndexSpec, declared_index
+from sqla_vector.schema import IndexSpec, VectorIndexKey, declared_index
 
-__all__ = ["OVERSAMPLE", "default_probes"]
+__all__ = ["OVERSAMPLE", "default_probes", "indexed_distance"]
 
 OVERSAMPLE: Final = {"full": 1, "half": 2, "binary": 20}
 """Candidates per wanted row that are fetched from an index of each precision."""
@@ -61,18 +61,24 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
     knobs = knobs_of(element, index[0], built(key), compiler.preparer, settings_of(compiler.dialect))
     oversample = knobs.oversample or OVERSAMPLE[precision]
     gate = _settings_gate(scope, spec, oversample, knobs)
-    if precision == "full":
-        approximate = distance
-    else:
-        left, indexed_kind = index_expression(compiler, scope.process(column), kind, key.dim, precision)
-        right, _ = index_expression(compiler, scope.process(query), kind, key.dim, precision)
-        operator = METRICS["hamming"].postgresql_operator if indexed_kind == "bit" else metric.postgresql_operator
-        approximate = f"{left} {operator_sql(compiler, operator)} {right}"
+    approximate = distance
+    if precision != "full":
+        approximate = indexed_distance(compiler, key, scope.process(column), scope.process(query))
     candidates = _candidates(scope, gate, approximate, distance, oversample)
     if element.many:
         # There is no LIMIT for each query outside, so exactly k keys have to come from here.
         candidates = _among(scope, _exact(scope, distance, candidates))
     return f"({candidates} AND {defined})"
+
+
+def indexed_distance(compiler: SQLCompiler, key: VectorIndexKey, column: str, query: str) -> str:
+    """Return the distance (SQL) by which an index is ordered."""
+    kind: str = key.vector_type.kind
+    precision = effective_precision(key.spec, kind, key.dim)
+    left, _ = index_expression(compiler, column, kind, key.dim, precision)
+    right, _ = index_expression(compiler, query, kind, key.dim, precision)
+    metric = METRICS["hamming"] if precision == "binary" else key.spec.metric
+    return f"{left} {operator_sql(compiler, metric.postgresql_operator)} {right}"
 
 
 def _keys(scope: StatementScope) -> list[str]:

@@ -25,6 +25,7 @@ from sqla_vector.dialects.postgresql.extension import (
 from sqla_vector.dialects.postgresql.text import text_query
 from sqla_vector.dialects.postgresql.types import PostgreSQLVector
 from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.tuning import TuningSupport
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import VectorIndexKey, keep_automatic
 from sqla_vector.types import HalfVector, SparseVector, Vector, VectorType
@@ -132,6 +133,11 @@ class PostgreSQLSupport:
         from sqla_vector.dialects.postgresql.migration import PostgreSQLMigration  # not needed by most programs
 
         return PostgreSQLMigration()
+
+    def tuning(self) -> TuningSupport:
+        from sqla_vector.dialects.postgresql.tuning import PostgreSQLTuning
+
+        return PostgreSQLTuning()
 
     def captures(self) -> CaptureSupport:
         from sqla_vector.dialects.postgresql.capture import PostgreSQLCapture

@@ -41,6 +41,7 @@ from sqla_vector.dialects.sqlite.index import (
 )
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
+from sqla_vector.dialects.sqlite.tuned import read_tuned
 from sqla_vector.exc import IndexNotUsable
 from sqla_vector.expression import DistanceValue
 from sqla_vector.schema import REFLECTED_SPEC, index_key
@@ -57,7 +58,7 @@ _SAVEPOINT: Final = "sqla_vector_ddl"
 _REFLECTED: Final = {"VECTOR": Vector, "HALFVEC": HalfVector, "SPARSEVEC": SparseVector, "BIT": BitVector}
 
 _SHADOWS: Final = re.compile(
-    r"_(info|chunks|rowids|auxiliary|vector_chunks\d+|metadatachunks\d+|metadatatext\d+|keys|replaced)\Z"
+    r"_(info|chunks|rowids|auxiliary|vector_chunks\d+|metadatachunks\d+|metadatatext\d+|keys|replaced|tuned)\Z"
 )
 
 
@@ -411,6 +412,7 @@ def refresh_vec0_tables(dialect: Dialect, execute: Any) -> None:
     if found != settings.vec0_tables:
         settings.vec0_tables = found
         settings.forget_compiled()
+    read_tuned(dialect, execute, found)
 
 
 def _mixed(mixin: type[Any], inner: Any) -> type[Any]:

@@ -18,6 +18,7 @@ from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
 from sqla_vector.dialects.sqlite.index import creatable, vec0_index
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
+from sqla_vector.dialects.sqlite.tuned import load, remember, remembered
 from sqla_vector.exc import MigrationError
 from sqla_vector.schema import VectorIndexKey, index_key, is_small
 from sqla_vector.types import VectorType
@@ -131,8 +132,13 @@ class SQLiteMigration:
     def rebuild_index(self, run: Runner, index: Index, build: BuildOptions) -> None:
         # vec0 tables cannot be renamed; the transaction is what keeps the old one until the new one is there.
         assert index.table is not None
+        connection = run.connection
+        tuned = None if connection is None else remembered(connection, index)
         self.drop_index(run, str(index.name), index.table.name, index.table.schema, if_exists=True, concurrently=False)
         self.create_index(run, index, build)
+        if connection is not None and tuned is not None:
+            remember(connection, index, tuned)
+            load(connection)
 
     def convert_column(self, run: Runner, column: Column[Any], existing: Column[Any]) -> None:
         connection = self._online(run, column)

@@ -18,6 +18,7 @@ from sqlalchemy import Column, UniqueConstraint
 from sqlalchemy.sql.compiler import IdentifierPreparer
 
 from sqla_vector.dialects.sqlite.index import KEYS, REPLACED, VECTOR, Vec0Index
+from sqla_vector.dialects.sqlite.tuned import TUNED
 
 __all__ = ["SIDE_TABLES", "TRIGGERS", "Vec0Statements", "drop_statements"]
 
@@ -239,6 +240,6 @@ def drop_statements(name: str, schema: str | None, preparer: IdentifierPreparer)
 
 def _drop_statements(name: str, prefix: str, quote: Callable[[str], str]) -> list[str]:
     statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in TRIGGERS]
-    for table in (f"{name}{REPLACED}", f"{name}{KEYS}", name):
+    for table in (f"{name}{REPLACED}", f"{name}{KEYS}", f"{name}{TUNED}", name):
         statements.append(f"DROP TABLE IF EXISTS {prefix}{quote(table)}")
     return statements

@@ -24,6 +24,7 @@ from sqla_vector.dialects.sqlite.dialect import adapt, refresh_vec0_tables, rest
 from sqla_vector.dialects.sqlite.explain import explain, served_by, why_unused
 from sqla_vector.dialects.sqlite.text import text_query
 from sqla_vector.dialects.sqlite.types import SQLiteVector
+from sqla_vector.dialects.tuning import TuningSupport
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import VectorIndexKey, keep_automatic
 from sqla_vector.types import VectorType
@@ -138,6 +139,11 @@ class SQLiteSupport:
         from sqla_vector.dialects.sqlite.migration import SQLiteMigration  # not needed by most programs
 
         return SQLiteMigration()
+
+    def tuning(self) -> TuningSupport:
+        from sqla_vector.dialects.sqlite.tuning import SQLiteTuning
+
+        return SQLiteTuning()
 
     def captures(self) -> CaptureSupport:
         from sqla_vector.dialects.sqlite.capture import SQLiteCapture

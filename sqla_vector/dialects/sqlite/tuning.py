@@ -1,0 +1,110 @@
+"""Measuring, tuning and looking after indexes on SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from sqlalchemy import Index
+from sqlalchemy.engine import Connection
+from sqlalchemy.schema import CreateIndex, DropIndex
+
+from sqla_vector.dialects.migration import quoted
+from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.sqlite.connection import RawConnection
+from sqla_vector.dialects.sqlite.index import Vec0Index, exists, vec0_index
+from sqla_vector.dialects.sqlite.search import MAX_K, OVERSAMPLE
+from sqla_vector.dialects.sqlite.tuned import load, remember, remembered
+from sqla_vector.dialects.tuned import KNOBS, TunedIndex
+from sqla_vector.dialects.tuning import IndexFacts, Knob, ServerFacts
+from sqla_vector.exc import IndexNotUsable
+from sqla_vector.schema import VectorIndexKey
+
+__all__ = ["SQLiteTuning"]
+
+
+class SQLiteTuning:
+    """Implements :class:`sqla_vector.dialects.tuning.TuningSupport`."""
+
+    def built(self, index: Index, key: VectorIndexKey) -> str:
+        return _vec0(index).built
+
+    def knobs(self, index: Index, key: VectorIndexKey, k: int) -> tuple[Knob, ...]:
+        vec0 = _vec0(index)
+        # With more candidates than vec0 returns the search is an exact scan.
+        highest = min(KNOBS["oversample"], (MAX_K - 1) // k)
+        if vec0.is_exact or vec0.precision == "full" or highest < 1:
+            return ()
+        usual = min(highest, OVERSAMPLE[vec0.precision])
+        return (Knob("oversample", 1, highest, usual, "keep more of the vectors: int8 in place of binary, or full"),)
+
+    def isolated(self, connection: Connection) -> AbstractContextManager[None]:
+        return nullcontext()  # a search sets nothing here
+
+    def load(self, connection: Connection) -> None:
+        load(connection)
+
+    def remembered(self, connection: Connection, index: Index) -> TunedIndex | None:
+        return remembered(connection, index)
+
+    def remember(self, connection: Connection, index: Index, tuned: TunedIndex | None) -> None:
+        remember(connection, index, tuned)
+
+    def facts(self, connection: Connection, index: Index, key: VectorIndexKey) -> IndexFacts:
+        vec0 = _vec0(index)
+        dialect, raw = connection.dialect, RawConnection(connection.connection.dbapi_connection)
+        schema = connection.schema_for_object(vec0.table) or "main"
+        if not exists(vec0, dialect.identifier_preparer, settings_of(dialect)):
+            return IndexFacts(None, None, "missing", {}, None, None, None)
+
+        def beneath(part: str) -> str:
+            return quoted(dialect, schema, f"{vec0.name}_{part}")
+
+        # The blobs are what is large; SQLite tells their length without reading them.
+        ((blobs,),) = raw.rows(f"SELECT coalesce(sum(length(vectors)), 0) FROM {beneath('vector_chunks00')}")
+        ((places, maps),) = raw.rows(
+            "SELECT coalesce(sum(size), 0), coalesce(sum(length(validity) + length(rowids)), 0) "
+            f"FROM {beneath('chunks')}"
+        )
+        ((taken,),) = raw.rows(f"SELECT count(*) FROM {beneath('rowids')}")
+        return IndexFacts(blobs + maps, None, "ready", {}, places - taken, None, None)
+
+    def imbalance(
+        self, connection: Connection, index: Index, key: VectorIndexKey, rows: int, samples: Sequence[Any]
+    ) -> float | None:
+        return None
+
+    def server(self, connection: Connection) -> ServerFacts:
+        return ServerFacts(None, None, 0)
+
+    def optimize(self, connection: Connection, index: Index, key: VectorIndexKey, *, concurrently: bool) -> list[str]:
+        vec0 = _vec0(index)
+        if not exists(vec0, connection.dialect.identifier_preparer, settings_of(connection.dialect)):
+            raise IndexNotUsable(f"{index.name} is not in the database; create it (index.create(), or a migration)")
+        tuned = remembered(connection, index)
+        # vec0 never gives a place back that a row has left; made anew it has none.
+        with connection.begin_nested():
+            connection.execute(DropIndex(index))
+            connection.execute(CreateIndex(index))
+            if tuned is not None:
+                remember(connection, index, tuned)
+        connection.exec_driver_sql(f"ANALYZE {_table(connection, index)}")
+        return [f"{index.name} made anew from the rows of its table", f"ANALYZE {_table(connection, index)}"]
+
+    def vacuum(self, connection: Connection, index: Index) -> list[str]:
+        schema = connection.schema_for_object(_vec0(index).table)
+        statement = f"VACUUM {quoted(connection.dialect, schema)}" if schema else "VACUUM"
+        connection.exec_driver_sql(statement)
+        return [statement]
+
+
+def _vec0(index: Index) -> Vec0Index:
+    found = vec0_index(index)
+    assert found is not None  # a key that vector_index() made
+    return found
+
+
+def _table(connection: Connection, index: Index) -> str:
+    assert index.table is not None
+    return quoted(connection.dialect, connection.schema_for_object(index.table), index.table.name)
