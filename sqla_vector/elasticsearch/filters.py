@@ -10,25 +10,13 @@ checked; no value is taken for structure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import (
-    AsBoolean,
-    BinaryExpression,
-    BindParameter,
-    BooleanClauseList,
-    ClauseElement,
-    ExpressionClauseList,
-    False_,
-    Grouping,
-    Null,
-    True_,
-    UnaryExpression,
-)
+from sqlalchemy.sql.elements import ClauseElement
 
+from sqla_vector.criteria import SUPPORTED, Comparison, Constant, Criterion, Junction, Not, read_criterion
 from sqla_vector.elasticsearch.columns import Columns, FieldRef
 from sqla_vector.elasticsearch.dsl import MATCH_ALL, MATCH_NONE, Query, all_of, any_of, none_of
 from sqla_vector.exc import InvalidFilter
@@ -41,20 +29,7 @@ MAX_CLAUSES: Final = 1_000
 MAX_TERMS: Final = 65_536
 """The server's index.max_terms_count."""
 
-SUPPORTED: Final = (
-    "==, !=, <, <=, >, >=, between(), in_(), not_in(), is_(None), is_not(None), a boolean attribute, "
-    "and_(), or_() and not_()"
-)
-
-_MIRRORED: Final[dict[Any, Any]] = {
-    operators.eq: operators.eq,
-    operators.ne: operators.ne,
-    operators.lt: operators.gt,
-    operators.le: operators.ge,
-    operators.gt: operators.lt,
-    operators.ge: operators.le,
-}
-_RANGES: Final[dict[Any, str]] = {operators.lt: "lt", operators.le: "lte", operators.gt: "gt", operators.ge: "gte"}
+_RANGES: Final[dict[str, str]] = {"lt": "lt", "le": "lte", "gt": "gt", "ge": "gte"}
 _OPPOSITE: Final = {"lt": "gte", "lte": "gt", "gt": "lte", "gte": "lt"}
 
 
@@ -84,110 +59,63 @@ def filter_query(columns: Columns, criteria: Sequence[Any]) -> Query | None:
     """
     if not criteria:
         return None
-    walk = _Walk(columns)
-    return all_of([walk.truth(_element(criterion), 0).true for criterion in criteria])
+    translation = _Translation(columns)
+    limits = {"max_depth": MAX_DEPTH, "max_comparisons": MAX_CLAUSES}
+    read = [read_criterion(criterion, _unsupported, **limits) for criterion in criteria]
+    return all_of([translation.truth(criterion).true for criterion in read])
 
 
-def _element(criterion: Any) -> ClauseElement:
-    found = criterion.__clause_element__() if hasattr(criterion, "__clause_element__") else criterion
-    if isinstance(found, bool):
-        raise InvalidFilter(
-            f"a filter is {found}: two Python values were compared; use true() or false() for a constant"
-        )
-    if not isinstance(found, ClauseElement):
-        raise InvalidFilter(
-            f"a filter must be an SQLAlchemy expression of mapped attributes, got {type(found).__name__}"
-        )
-    return found
-
-
-class _Walk:
-    """One translation, which counts what it makes."""
+class _Translation:
+    """What criteria are in query DSL."""
 
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
-        self._clauses = 0
 
-    def truth(self, given: ClauseElement, depth: int) -> _Truth:
-        element: Any = _plain(given)
-        match element:
-            case True_():
-                return _Truth(MATCH_ALL, MATCH_NONE)
-            case False_():
-                return _Truth(MATCH_NONE, MATCH_ALL)
-            case BindParameter() if isinstance(element.effective_value, bool):
-                return _Truth(MATCH_ALL, MATCH_NONE) if element.effective_value else _Truth(MATCH_NONE, MATCH_ALL)
-            case BooleanClauseList():
-                return self._list(element, depth)
-            case AsBoolean():
-                found = self.truth(element.element, depth)
-                return found.negated() if element.operator is operators.is_false else found
-            case UnaryExpression() if element.operator is operators.inv:
-                return self.truth(element.element, depth).negated()
-            case BinaryExpression():
-                return self._binary(element)
-        if (field := self._columns.find(element)) is not None:
-            if field.kind != "boolean":
-                raise InvalidFilter(f"{field} is no boolean, so it is no criterion by itself; compare it with a value")
-            self._count()
-            return self._equal(field, True)
-        raise _unsupported(element)
+    def truth(self, criterion: Criterion) -> _Truth:
+        match criterion:
+            case Constant(value):
+                return _Truth(MATCH_ALL, MATCH_NONE) if value else _Truth(MATCH_NONE, MATCH_ALL)
+            case Not(part):
+                return self.truth(part).negated()
+            case Junction(is_all, parts):
+                found = [self.truth(part) for part in parts]
+                true, false = [one.true for one in found], [one.false for one in found]
+                return _Truth(all_of(true), any_of(false)) if is_all else _Truth(any_of(true), all_of(false))
+            case Comparison():
+                return self._compared(criterion)
 
-    def _list(self, element: BooleanClauseList, depth: int) -> _Truth:
-        if depth >= MAX_DEPTH:
-            raise InvalidFilter(f"a filter may nest and_() and or_() {MAX_DEPTH} levels deep; write it flatter")
-        found = [self.truth(clause, depth + 1) for clause in element.clauses]
-        true, false = [one.true for one in found], [one.false for one in found]
-        if element.operator is operators.and_:
-            return _Truth(all_of(true), any_of(false))
-        if element.operator is operators.or_:
-            return _Truth(any_of(true), all_of(false))
-        raise _unsupported(element)
-
-    def _binary(self, element: BinaryExpression[Any]) -> _Truth:
-        self._count()
-        left, right, operator = _plain(element.left), _plain(element.right), element.operator
-        if isinstance(left, BindParameter) and operator in _MIRRORED:
-            left, right, operator = right, left, _MIRRORED[operator]
-        field = self._columns.find(left)
+    def _compared(self, comparison: Comparison) -> _Truth:
+        field, value = self._columns.find(comparison.column), comparison.value
         if field is None:
-            raise _unsupported(element)
-        if operator in (operators.is_, operators.is_not):
-            found = self._is(field, right, element)
-            return found.negated() if operator is operators.is_not else found
-        if operator in (operators.in_op, operators.not_in_op):
-            found = self._in(field, _value(right, element), element)
-            return found.negated() if operator is operators.not_in_op else found
-        if operator in (operators.between_op, operators.not_between_op) and not element.modifiers.get("symmetric"):
-            if not isinstance(right, ExpressionClauseList):
-                raise _unsupported(element)
-            low, high = (_value(_plain(clause), element) for clause in right.clauses)
-            found = self._between(field, low, high)
-            return found.negated() if operator is operators.not_between_op else found
-        if operator in (operators.eq, operators.ne):
-            found = self._equal(field, _value(right, element))
-            return found.negated() if operator is operators.ne else found
-        if operator in _RANGES:
-            return self._range(field, _RANGES[operator], _value(right, element))
-        raise _unsupported(element)
-
-    def _is(self, field: FieldRef, right: Any, element: ClauseElement) -> _Truth:
-        if isinstance(right, Null):
-            exists = field.exists()
-            return _Truth(none_of(exists), exists)
-        if isinstance(right, (True_, False_)):
-            true = self._equal(field, isinstance(right, True_)).true
-            return _Truth(true, none_of(true))  # IS is never NULL
-        raise _unsupported(element)
+            raise _unsupported(comparison.source)
+        match comparison.operator:
+            case "is_true":
+                if field.kind != "boolean":
+                    raise InvalidFilter(
+                        f"{field} is no boolean, so it is no criterion by itself; compare it with a value"
+                    )
+                return self._equal(field, True)
+            case "is_null":
+                exists = field.exists()
+                return _Truth(none_of(exists), exists)
+            case "is":
+                true = self._equal(field, value).true
+                return _Truth(true, none_of(true))  # IS is never NULL
+            case "in":
+                return self._in(field, value)
+            case "between":
+                return self._between(field, *value)
+            case "eq":
+                return self._equal(field, value)
+            case operator:
+                return self._range(field, _RANGES[operator], value)
 
     def _equal(self, field: FieldRef, value: Any) -> _Truth:
         if value is None:
             return _UNKNOWN
         return self._two(field, field.equal(value))
 
-    def _in(self, field: FieldRef, values: Any, element: ClauseElement) -> _Truth:
-        if not isinstance(values, (list, tuple, set, frozenset)):
-            raise _unsupported(element)
+    def _in(self, field: FieldRef, values: list[Any]) -> _Truth:
         if not values:
             return _Truth(MATCH_NONE, MATCH_ALL)  # also where there is no value, as in SQL
         if len(values) > MAX_TERMS:
@@ -216,33 +144,6 @@ class _Walk:
         if field.is_collection:
             return _Truth(true, none_of(true))
         return _Truth(true, all_of([field.exists(), none_of(true)]))
-
-    def _count(self) -> None:
-        self._clauses += 1
-        if self._clauses > MAX_CLAUSES:
-            raise InvalidFilter(f"a filter may have {MAX_CLAUSES:,} comparisons at most; use in_() for many values")
-
-
-def _plain(element: Any) -> Any:
-    while isinstance(element, Grouping):
-        element = element.element
-    return element
-
-
-_CONSTANTS: Final[dict[type, Callable[[], Any]]] = {Null: lambda: None, True_: lambda: True, False_: lambda: False}
-
-
-def _value(element: Any, whole: ClauseElement) -> Any:
-    for kind, constant in _CONSTANTS.items():
-        if isinstance(element, kind):
-            return constant()
-    if isinstance(element, BindParameter):
-        if element.required:
-            raise InvalidFilter(
-                f"the parameter {element.key!r} of a filter has no value; give it one with bindparam(value=...)"
-            )
-        return element.effective_value
-    raise _unsupported(whole)
 
 
 def _unsupported(element: ClauseElement) -> InvalidFilter:
