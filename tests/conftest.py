@@ -102,6 +102,9 @@ def _admits(kind: Kind, *names: str, **properties: Any) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect the backends that ``--backend`` does not name."""
+    if addresses := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        # Every process of a parallel run has others, and none of them would run anything.
+        raise pytest.UsageError(f"the name of a test has an address in it: {addresses[0]}; give ids=")
     chosen = {kind.name for kind in kinds(config.getoption("--backend"))}
     deselected = [item for item in items if _kind_of(item) not in {None, *chosen}]
     if deselected:

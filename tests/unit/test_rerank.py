@@ -47,6 +47,9 @@ FOUND = nearest(select(Item), Item.embedding, [1, 0, 0], k=5)
 class ByNumber:
     """A reranker: the text's number decides, the larger the better."""
 
+    def __repr__(self) -> str:
+        return "ByNumber()"
+
     def __init__(self) -> None:
         self.asked: list[tuple[str, list[str]]] = []
         self.threads: set[str] = set()
