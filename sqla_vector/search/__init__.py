@@ -4,10 +4,11 @@ from sqla_vector.search.boosts import recency, saturation
 from sqla_vector.search.hits import Hit, HitPart, asearch, search
 from sqla_vector.search.hybrid import hybrid
 from sqla_vector.search.nearest import criterion_of, nearest, nearest_each, nearest_to
-from sqla_vector.search.parts import vector_part
+from sqla_vector.search.parts import text_part, vector_part
 from sqla_vector.search.rerank import rerank
 from sqla_vector.search.scoring import Reranker, arerank_hits, rerank_hits
 from sqla_vector.search.stages import score_of
+from sqla_vector.search.text import match_text
 
 __all__ = [
     "Hit",
@@ -17,6 +18,7 @@ __all__ = [
     "asearch",
     "criterion_of",
     "hybrid",
+    "match_text",
     "nearest",
     "nearest_each",
     "nearest_to",
@@ -26,5 +28,6 @@ __all__ = [
     "saturation",
     "score_of",
     "search",
+    "text_part",
     "vector_part",
 ]

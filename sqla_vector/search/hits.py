@@ -12,12 +12,13 @@ from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.elements import ColumnElement
 
 from sqla_vector.exc import InvalidStatement
-from sqla_vector.expression import NearestCriterion, vector_type_of
+from sqla_vector.expression import Distance, vector_type_of
 from sqla_vector.ranked import RankedRows, ranked_rows_of
 from sqla_vector.search.nearest import criterion_of
-from sqla_vector.search.parts import Part, VectorPart
+from sqla_vector.search.parts import Part, TextPart, VectorPart
 from sqla_vector.search.scoring import HitScorer, Reranker, arerank_hits, rerank_hits
-from sqla_vector.search.stages import RERANK_SCORE, is_reranked
+from sqla_vector.search.stages import RERANK_SCORE, distance_of, is_reranked, text_score_of
+from sqla_vector.search.text import text_match_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -51,7 +52,8 @@ class Hit(Generic[T]):
     similarity: float | None
     """Larger is more similar; see :mod:`sqla_vector.metrics`."""
     text: str | None
-    """The source text, where the vector column declares it: ``mapped_column(..., info={"source": ("title",)})``."""
+    """The source text, where the vector column declares it: ``mapped_column(..., info={"source": ("title",)})``; else
+    that of the text index that is searched."""
     row: Any
     """The whole result row."""
     score: float | None = None
@@ -73,7 +75,7 @@ def search(
     text: Callable[[Hit[Any]], str | None] | None = None,
     vectors: bool = False,
 ) -> list[Hit[Any]]:
-    """Run a statement made by :func:`nearest`, :func:`hybrid` or what extends them, and return its rows as hits.
+    """Run a statement made by :func:`nearest`, :func:`match_text`, :func:`hybrid` or :func:`rerank`; return hits.
 
     Args:
         session: runs the statement.
@@ -128,19 +130,26 @@ class HitReader:
     def __init__(self, stmt: Select[Any], *, vectors: bool = False) -> None:
         self._rows = ranked_rows_of(stmt) if isinstance(stmt, Select) else None
         self._parts: Sequence[Part] = () if self._rows is None else getattr(self._rows.compose, "parts", ())
-        self._criterion: NearestCriterion | None = None
-        if self._parts:
-            searched = next((part.column for part in self._parts if isinstance(part, VectorPart)), None)
-        else:
-            self._criterion = criterion_of(stmt)
-            searched = self._criterion.distance.operands[0]
-        self._column: ColumnElement[Any] | None = None if searched is None else vector_type_of(searched)[0]
+        self._texts: tuple[ColumnElement[Any], ...] = ()
+        self._distance: Distance | None = None
+        for part in self._parts:
+            if isinstance(part, TextPart):
+                self._texts = self._texts or text_match_of(part.stmt).texts
+            elif isinstance(part, VectorPart) and self._distance is None:
+                self._distance = criterion_of(part.stmt).distance
+                self._first = part.name
+        if not self._parts:
+            found = text_score_of(stmt)
+            if found is None:
+                self._distance = distance_of(stmt)
+            else:
+                self._texts = found.texts
         self._is_reranked = is_reranked(stmt)
         self._vector = None
         if vectors:
-            if self._column is None:
+            if self._distance is None:
                 raise InvalidStatement("vectors=True needs a search for a vector; this one has none")
-            self._vector = self._column.label(None)
+            self._vector = self._distance.operands[0].label(None)
             stmt = stmt.add_columns(self._vector)
         self.stmt = stmt
 
@@ -152,28 +161,39 @@ class HitReader:
         elif self._parts and self._rows is not None:
             score = row._mapping[self._rows.c.score]
         else:
-            score = similarity
+            score = row.score if self._distance is None else similarity
         vector = None if self._vector is None else row._mapping[self._vector]
-        text = None if self._column is None else _source_text(row[0], self._column)
-        return Hit(row[0], distance, similarity, text, row, score, parts, vector)
+        return Hit(row[0], distance, similarity, self._text(row[0]), row, score, parts, vector)
 
     def _measured(self, row: Any) -> tuple[float | None, float | None, Mapping[str, HitPart | None]]:
-        if self._criterion is not None:
-            metric = self._criterion.distance.metric
-            distance = float(row.distance)
-            return distance, metric.similarity(distance, self._dim), _NO_PARTS
-        assert self._rows is not None
-        parts = {part.name: _part(row, self._rows, part.name) for part in self._parts}
-        first = next((part for part in self._parts if isinstance(part, VectorPart)), None)
-        found = None if first is None else parts[first.name]
-        if first is None or found is None:
-            return None, None, MappingProxyType(parts)
-        metric = criterion_of(first.stmt).distance.metric
-        return metric.distance(found.score, self._dim), found.score, MappingProxyType(parts)
+        parts: Mapping[str, HitPart | None] = _NO_PARTS
+        if self._rows is not None and self._parts:
+            parts = MappingProxyType({part.name: _part(row, self._rows, part.name) for part in self._parts})
+        if self._distance is None:
+            return None, None, parts
+        metric = self._distance.metric
+        if not self._parts:
+            return float(row.distance), metric.similarity(float(row.distance), self._dim), parts
+        found = parts[self._first]
+        return (None, None, parts) if found is None else (metric.distance(found.score, self._dim), found.score, parts)
+
+    def _text(self, entity: object) -> str | None:
+        """Return the source text of the vector, else the text that is searched."""
+        state = inspect(entity, raiseerr=False)
+        if state is None:
+            return None
+        text = None if self._distance is None else _source_text(entity, state.mapper, self._distance.operands[0])
+        if text is not None or not self._texts:
+            return text
+        tables = state.mapper.tables
+        own = [base for column in self._texts for base in column.base_columns if base.table in tables]
+        names = [state.mapper.get_property_by_column(column).key for column in own]
+        return _joined(entity, names) if names else None
 
     @property
     def _dim(self) -> int:
-        return vector_type_of(self._column)[1].dim or 1
+        assert self._distance is not None
+        return vector_type_of(self._distance.operands[0])[1].dim or 1
 
 
 def _part(row: Any, rows: RankedRows, name: str) -> HitPart | None:
@@ -181,17 +201,16 @@ def _part(row: Any, rows: RankedRows, name: str) -> HitPart | None:
     return None if rank is None else HitPart(int(rank), float(row._mapping[rows.c[f"{name}_score"]]))
 
 
-def _source_text(entity: object, column: ColumnElement[Any]) -> str | None:
-    state = inspect(entity, raiseerr=False)
-    if state is None:
-        return None
+def _source_text(entity: object, mapper: Any, column: ColumnElement[Any]) -> str | None:
     # The column of an alias has no info, and an entity that is joined to the vector's has not its attributes.
-    tables = state.mapper.tables
-    source = next((base.info.get("source") for base in column.base_columns if base.table in tables), None)
+    source = next((base.info.get("source") for base in column.base_columns if base.table in mapper.tables), None)
     if source is None:
         return None
     if callable(source):
         text = source(entity)
         return None if text is None else str(text)
-    names = (source,) if isinstance(source, str) else source
+    return _joined(entity, (source,) if isinstance(source, str) else source)
+
+
+def _joined(entity: object, names: Sequence[str]) -> str:
     return "\n\n".join(str(part) for name in names if (part := getattr(entity, name, None)) is not None)

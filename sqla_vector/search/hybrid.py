@@ -16,12 +16,12 @@ from sqlalchemy import Float, Integer, Select, bindparam, case, cast, func, lite
 from sqlalchemy.sql.elements import ColumnElement
 
 from sqla_vector.exc import InvalidOption
-from sqla_vector.expression import DISTANCE_VALUE
+from sqla_vector.expression import DISTANCE_VALUE, vector_type_of
 from sqla_vector.fusion import RRF, Fusion, Weighted
 from sqla_vector.ranked import RankedRows, key_name
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.nearest import MAX_K, check_statement
-from sqla_vector.search.parts import Part, vector_part
+from sqla_vector.search.parts import Part, text_part, vector_part
 
 __all__ = ["hybrid"]
 
@@ -37,6 +37,7 @@ def hybrid(
     column: Any = None,
     *,
     vector: object = None,
+    text: object = None,
     parts: Sequence[Part] | None = None,
     k: int = 10,
     fusion: Fusion | None = None,
@@ -45,6 +46,8 @@ def hybrid(
     max_distance: float | None = None,
     min_similarity: float | None = None,
     exact: bool = False,
+    index: str | None = None,
+    min_score: float | None = None,
 ) -> Select[Any]:
     """Return ``stmt`` limited to the ``k`` best rows of several searches, best first.
 
@@ -54,10 +57,12 @@ def hybrid(
 
     Args:
         stmt: a select of entities or columns, without LIMIT and ORDER BY.
-        column: the vector column, for ``vector``.
+        column: the vector column, for ``vector``.  Its entity is what is searched for ``text``; without a column,
+            the one entity of the statement is.
         vector: a vector of shape (dim,), or an SQL expression of one; makes a part named ``vector``.
-        parts: instead of ``column`` and ``vector``: what :func:`vector_part` and :func:`text_part` return, all of
-            one table.
+        text: a query as for :func:`match_text`; makes a part named ``text``.
+        parts: instead of ``column``, ``vector`` and ``text``: what :func:`vector_part` and :func:`text_part` return,
+            all of one table.
         k: how many rows, from 1.
         fusion: :func:`~sqla_vector.fusion.rrf` by default, or :func:`~sqla_vector.fusion.weighted`.
         candidates: how many rows of each part are fused, at least ``k``; by default the larger of 50 and twice
@@ -65,7 +70,9 @@ def hybrid(
         metric: as for :func:`nearest`, of ``vector``.
         max_distance: leave out of the part rows that are farther; they may come by another part.
         min_similarity: likewise for rows that are less similar; instead of ``max_distance``.
-        exact: bypass indexes.
+        exact: bypass vector indexes.
+        index: the name of the text index, if the entity has several.
+        min_score: leave out of the part ``text`` rows that score less.
 
     Raises:
         InvalidOption: an option out of its range; no part, two of the same name, or parts of different tables.
@@ -90,8 +97,11 @@ def hybrid(
                 "min_similarity": min_similarity,
                 "exact": exact,
             }
-            parts = [*parts, vector_part(column, vector, name="vector", **options)]  # type: ignore[arg-type]
-    elif vector is not None or column is not None:
+            parts = [vector_part(column, vector, name="vector", **options)]  # type: ignore[arg-type]
+        if text is not None:
+            entity = _entity_of(stmt) if column is None else _owner_of(column)
+            parts = [*parts, text_part(entity, text, index=index, min_score=min_score)]
+    elif any(one is not None for one in (vector, text, column)):
         raise InvalidOption("hybrid() takes parts=, or a column with vector= and text=; not both")
     return fused(stmt, _checked(parts), RRF() if fusion is None else fusion, k, candidates)
 
@@ -116,6 +126,21 @@ def fused(stmt: Select[Any], parts: Sequence[Part], fusion: Fusion, k: int, cand
         .order_by(*by, *keys)
         .limit(literal_column(str(k), _INTEGER))
     )
+
+
+def _entity_of(stmt: Select[Any]) -> Any:
+    """Return the one entity or table that a statement selects."""
+    described = [one["entity"] for one in stmt.column_descriptions if one.get("entity") is not None]
+    found = described or list(stmt.get_final_froms())
+    if not found or any(one is not found[0] for one in found):
+        raise InvalidOption("hybrid() cannot tell what text= is of; give parts=[text_part(Article, ...)]")
+    return found[0]
+
+
+def _owner_of(column: Any) -> Any:
+    """Return the entity, alias or table that a column belongs to."""
+    parent = getattr(column, "parent", None)
+    return getattr(parent, "entity", None) if parent is not None else vector_type_of(column)[0].table
 
 
 def _checked(parts: Sequence[Part]) -> Sequence[Part]:

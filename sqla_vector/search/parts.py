@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, select, type_coerce
+from sqlalchemy import Select, literal_column, select, type_coerce
 from sqlalchemy.sql.elements import ColumnElement
 
 from sqla_vector.exc import InvalidOption
@@ -16,8 +16,9 @@ from sqla_vector.fusion import Kind, check_weight
 from sqla_vector.ranked import Template, key_name
 from sqla_vector.schema import check_identifier
 from sqla_vector.search.nearest import criterion_of, nearest
+from sqla_vector.search.text import match_text, text_match_of
 
-__all__ = ["Part", "VectorPart", "select_keys", "vector_part"]
+__all__ = ["Part", "TextPart", "VectorPart", "select_keys", "text_part", "vector_part"]
 
 
 def select_keys(keys: Sequence[ColumnElement[Any]], *more: Any) -> Select[Any]:
@@ -73,6 +74,59 @@ class VectorPart(Part):
     def order(self, found: Any) -> ColumnElement[Any]:
         column: ColumnElement[Any] = found.c.distance
         return column
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPart(Part):
+    """The rows whose texts match a query; its score is that of :func:`match_text`."""
+
+    entity: Any
+    stmt: Select[Any]
+    """A search for one row."""
+    query: Any
+    options: dict[str, Any]
+
+    def template(self, candidates: int) -> Template:
+        # Without annotations, which would make an ORM statement of it, with criteria of its own.
+        keys = tuple(key._deannotate() for key in text_match_of(self.stmt).keys)
+        return Template(match_text(select_keys(keys), self.entity, self.query, candidates, **self.options), keys)
+
+    def score(self, found: Any) -> ColumnElement[float]:
+        column: ColumnElement[float] = found.c.score
+        return column
+
+    def order(self, found: Any) -> ColumnElement[Any]:
+        column: ColumnElement[Any] = found.c.score
+        return column.desc()
+
+
+def text_part(
+    entity: Any,
+    query: Any,
+    *,
+    weight: float = 1.0,
+    name: str = "text",
+    index: str | None = None,
+    min_score: float | None = None,
+) -> TextPart:
+    """Return a part of :func:`hybrid` that looks for the rows whose texts match a query.
+
+    Args:
+        entity: what is searched, as for :func:`match_text`.
+        query: likewise.
+        weight: how much the part counts beside the others.
+        name: what its columns in the result begin with, ``<name>_rank`` and ``<name>_score``.
+        index: the name of the text index, if the entity has several.
+        min_score: leave out of this part rows that score less.
+
+    Raises:
+        InvalidOption: the entity has no text index, or several and none is named; an option out of its range.
+        InvalidText: ``query`` is no string, or no Unicode that can be encoded.
+    """
+    options = {"index": index, "min_score": min_score}
+    # For its checks, now and not when the statement is complete.
+    stmt = match_text(select(literal_column("1")), entity, query, 1, **options)  # type: ignore[arg-type]
+    return TextPart(kind="text", name=name, weight=weight, entity=entity, stmt=stmt, query=query, options=options)
 
 
 def vector_part(

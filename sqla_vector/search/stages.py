@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy import Integer, Select, literal_column
+from sqlalchemy.sql.elements import ColumnElement, Label
 
 from sqla_vector.exc import InvalidStatement
-from sqla_vector.expression import NearestCriterion
+from sqla_vector.expression import Distance, NearestCriterion
 from sqla_vector.functions import similarity_of
-from sqla_vector.ranked import RankedRows, ranked_rows_of
+from sqla_vector.ranked import RankedRows, Template, key_name, ranked_rows_of
 from sqla_vector.search.nearest import criterion_of
+from sqla_vector.search.parts import select_keys
+from sqla_vector.text_expression import TextScore
 
-__all__ = ["RERANK_SCORE", "Stage", "is_reranked", "score_of", "stage_of"]
+__all__ = ["RERANK_SCORE", "Stage", "distance_of", "is_reranked", "score_of", "stage_of", "text_score_of"]
 
 RERANK_SCORE = "rerank_score"
 
@@ -37,16 +40,40 @@ def score_of(stmt: Select[Any]) -> ColumnElement[float]:
     """Return the score by which a search ranks, as an SQL expression for its statement; larger is better.
 
     Args:
-        stmt: made by :func:`nearest`, whose score is the metric's similarity, or by :func:`hybrid`.
+        stmt: made by :func:`nearest`, whose score is the metric's similarity, by :func:`match_text` or
+            :func:`hybrid`.
 
     Raises:
         InvalidStatement: the statement is no search.
     """
     rows = ranked_rows_of(stmt) if isinstance(stmt, Select) else None
+    score: ColumnElement[float]
     if rows is not None:
-        score: ColumnElement[float] = rows.c.score
+        score = rows.c.score
         return score
-    return similarity_of(criterion_of(stmt).distance)
+    text = text_score_of(stmt)
+    return similarity_of(distance_of(stmt)) if text is None else text
+
+
+def distance_of(stmt: Select[Any]) -> Distance:
+    """Return the distance that :func:`nearest` put into a statement, however its rows are chosen now.
+
+    Raises:
+        InvalidStatement: there is none.
+    """
+    for column in stmt._raw_columns if isinstance(stmt, Select) else ():
+        if isinstance(column, Label) and column.name == "distance" and isinstance(column.element, Distance):
+            return column.element
+    return criterion_of(stmt).distance
+
+
+def text_score_of(stmt: Select[Any]) -> TextScore | None:
+    """Return the score that :func:`match_text` put into a statement, or None."""
+    columns = stmt._raw_columns if isinstance(stmt, Select) else ()
+    for column in columns:
+        if isinstance(column, Label) and isinstance(column.element, TextScore):
+            return column.element
+    return None
 
 
 def is_reranked(stmt: Select[Any]) -> bool:
@@ -74,6 +101,8 @@ def stage_of(stmt: Select[Any], name: str) -> Stage:
     rows = ranked_rows_of(stmt)
     if rows is not None:
         return _of_ranked_rows(rest, rows, score, order, name)
+    if isinstance(score, TextScore):
+        return _of_text(stmt, rest, score, order)
     criterion = criterion_of(stmt)
     if criterion.many:
         raise InvalidStatement(f"{name}() takes a search for one vector, made by nearest() or hybrid()")
@@ -86,6 +115,20 @@ def _of_ranked_rows(
     if rows.k is None:
         raise InvalidStatement(f"{name}() takes a search for one vector, made by nearest() or hybrid()")
     return Stage(stmt.where(rows.c.place <= rows.k), score, order, rows.k)
+
+
+def _of_text(stmt: Select[Any], rest: Select[Any], score: TextScore, order: tuple[ColumnElement[Any], ...]) -> Stage:
+    k = int(str(stmt._limit_clause))
+    keys = tuple(key._deannotate() for key in score.keys)
+    best = select_keys(keys, score.label("score"))
+    best = best.order_by(best.selected_columns.score.desc(), *keys).limit(literal_column(str(k), Integer()))
+
+    def compose(searches: Sequence[Select[Any]]) -> Select[Any]:
+        return searches[0]
+
+    rows = RankedRows.of([Template(best, keys)], compose)
+    criteria = (rows.c[key_name(number)] == key for number, key in enumerate(keys))
+    return Stage(rest.where(*criteria), score, order, k)
 
 
 def _alone(stmt: Select[Any], criterion: NearestCriterion) -> Select[Any]:

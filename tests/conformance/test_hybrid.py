@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, select
 
-from sqla_vector import Vector, vector_index
+from sqla_vector import Vector, match_text, text_index, vector_index
 from sqla_vector.fusion import rrf, weighted
 from sqla_vector.metrics import METRICS
-from sqla_vector.search import hybrid, vector_part
+from sqla_vector.search import hybrid, text_part, vector_part
 from tests.support.brute_force import engine_that_indexes
 from tests.support.brute_force import nearest as brute_force
 from tests.support.fused import Part, assert_fused, fuse
@@ -39,6 +39,7 @@ def make_rows(count: int, seed: int = 5) -> dict[int, dict[str, Any]]:
             "id": key,
             "lang": ("en", "de", "fr")[key % 3],
             "words": " ".join(rng.choice(words, size=rng.integers(0, 5))),
+            "notes": None if key % 5 == 0 else " ".join(rng.choice(words, size=rng.integers(0, 9))),
             "title": vector(),
             "body": vector(),
             "bits": vector(),
@@ -48,18 +49,21 @@ def make_rows(count: int, seed: int = 5) -> dict[int, dict[str, Any]]:
 
 
 ROWS = make_rows(60)
+TEXTS = ("words", "notes")
 METRIC_OF = {"title": "cosine", "body": "l2", "bits": "inner_product"}
 
 
 def make_table(*, indexed: bool = True) -> Table:
+    texts = [text_index(f"ix_doc_{name}", name) for name in TEXTS]
     indexes = [vector_index(f"ix_doc_{name}", name, metric=METRIC_OF[name]) for name in ("title", "body")]
     return Table(
         "doc",
         MetaData(),
         Column("id", Integer, primary_key=True, autoincrement=False),
         Column("lang", String(8)),
-        Column("words", String(80)),
+        *(Column(name, String(80)) for name in TEXTS),
         *(Column(name, Vector(DIM)) for name in METRIC_OF),
+        *texts,
         *(indexes if indexed else ()),
     )
 
@@ -74,6 +78,7 @@ class Case:
     """A search at random."""
 
     vectors: list[tuple[str, list[float], float, float | None]]
+    texts: list[tuple[str, str, float]]
     fusion: Any
     reference: dict[str, Any]
     k: int
@@ -87,10 +92,11 @@ VECTORS = st.integers(0, 1000).map(
     lambda seed: np.random.default_rng(seed).normal(size=DIM).astype(np.float32).tolist()
 )
 WEIGHTS = st.sampled_from([1.0, 1.0, 0.5, 3])
+QUERIES = st.sampled_from(["cat", "cat or tea", "dog -cat", '"cat dog"', "nothing", "train bridge", "-tea", ""])
 BOUNDS = st.sampled_from([None, None, 0.7, 1.5])
 FUSIONS = st.one_of(
     st.sampled_from([1, 60]).map(lambda k: (rrf(k), {"rrf": k})),
-    st.tuples(st.sampled_from([0.3, 0.5, 1.0]), st.sampled_from(["minmax", "max", "none"])).map(
+    st.tuples(st.sampled_from([0, 0.3, 0.5, 1]), st.sampled_from(["minmax", "max", "none"])).map(
         lambda one: (weighted(*one), {"alpha": one[0], "normalize": one[1]})
     ),
 )
@@ -98,11 +104,14 @@ FUSIONS = st.one_of(
 
 @st.composite
 def cases(draw: Any) -> Case:
-    names = draw(st.lists(st.sampled_from(list(METRIC_OF)), min_size=1, max_size=3, unique=True))
+    texts = draw(st.lists(st.sampled_from(TEXTS), max_size=2, unique=True))
+    names = draw(st.lists(st.sampled_from(list(METRIC_OF)), min_size=0 if texts else 1, max_size=3, unique=True))
     fusion, reference = draw(FUSIONS)
+    assume(names if reference.get("alpha") == 1 else texts if reference.get("alpha") == 0 else True)
     k = draw(st.integers(1, 12))
     return Case(
         [(name, draw(VECTORS), draw(WEIGHTS), draw(BOUNDS)) for name in names],
+        [(name, draw(QUERIES), draw(WEIGHTS)) for name in texts],
         fusion,
         reference,
         k,
@@ -133,7 +142,10 @@ def statement(table: Table, case: Case) -> Any:
     stmt = select(table.c.id)
     if case.lang is not None:
         stmt = stmt.where(table.c.lang == case.lang)
-    parts = [
+    parts: list[Any] = [
+        text_part(table, query, weight=weight, index=f"ix_doc_{name}", name=name) for name, query, weight in case.texts
+    ]
+    parts += [
         vector_part(table.c[name], query, weight=weight, max_distance=bound, metric=METRIC_OF[name])
         for name, query, weight, bound in case.vectors
     ]
@@ -141,6 +153,15 @@ def statement(table: Table, case: Case) -> Any:
     if case.later is not None:
         stmt = stmt.where(table.c.id > case.later)
     return stmt if case.offset is None else stmt.offset(case.offset)
+
+
+def expected_text(connection: Connection, table: Table, case: Case, name: str, query: str, weight: float) -> Part:
+    """Return what the database finds by text alone: its ranks are its own."""
+    stmt = select(table.c.id).where(table.c.id > (case.later or 0))
+    if case.lang is not None:
+        stmt = stmt.where(table.c.lang == case.lang)
+    found = connection.execute(match_text(stmt, table, query, k=case.candidates, index=f"ix_doc_{name}"))
+    return Part("text", weight, [(key, score) for key, score in found])
 
 
 @SYNCHRONOUS
@@ -153,7 +174,9 @@ def test_hybrid_is_the_reference(backend):
         @settings(max_examples=CASES, suppress_health_check=list(HealthCheck))
         @given(cases())
         def check(case: Case) -> None:
-            expected = fuse([expected_part(case, *one) for one in case.vectors], **case.reference)
+            lists = [expected_text(connection, table, case, *one) for one in case.texts]
+            lists += [expected_part(case, *one) for one in case.vectors]
+            expected = fuse(lists, **case.reference)
             found = connection.execute(statement(table, case)).all()
             assert_fused(found, expected, case.offset or 0, case.k)
 
