@@ -163,6 +163,8 @@ def _completed(found: ReflectedIndex, table: Table, hint: IndexSpec) -> IndexSpe
     unknown = found.unknown
     if hint.precision != "binary" or found.spec.precision != "binary" or _is_known(found.spec, hint):
         unknown -= {"metric_name"}
+    if "method" in unknown and hint.method == "ivfflat":
+        unknown -= {"method", "options"}  # SQLite keeps no other method, but this one
     spec = replace(found.spec, **{name: getattr(hint, name) for name in unknown})
     spec = replace(
         spec,

@@ -120,8 +120,26 @@ def test_an_index_whose_build_was_interrupted_is_built_anew(tmp_path, backend: B
             {"metric": "l2", "precision": "int8", "value_range": 2},
             {"metric": "l2", "precision": "int8", "value_range": 3},
         ),
+        ({"metric": "l2"}, {"metric": "l2", "method": "ivfflat"}),
+        ({"metric": "l2", "method": "ivfflat", "lists": 3}, {"metric": "l2"}),
+        ({"metric": "l2", "method": "ivfflat", "lists": 3}, {"metric": "l2", "method": "ivfflat", "lists": 4}),
+        ({"metric": "l2", "method": "ivfflat", "lists": 3}, {"metric": "l2", "method": "ivfflat"}),
+        ({"metric": "l2", "method": "ivfflat"}, {"metric": "cosine", "method": "ivfflat"}),
     ],
-    ids=["metric", "int8", "binary", "include", "less", "partition", "range"],
+    ids=[
+        "metric",
+        "int8",
+        "binary",
+        "include",
+        "less",
+        "partition",
+        "range",
+        "lists",
+        "no lists",
+        "number of lists",
+        "any number of lists",
+        "metric of lists",
+    ],
 )
 def test_every_difference_of_an_index_on_sqlite_is_found(tmp_path, backend: Backend, before, after):
     assert names(drift(tmp_path, backend, models(**before), models(**after))) == ["rebuild_vector_index"]
@@ -132,13 +150,13 @@ def test_every_difference_of_an_index_on_sqlite_is_found(tmp_path, backend: Back
     ("before", "after"),
     [
         ({"metric": "l2"}, {"metric": "l2", "m": 20, "ef_construction": 90}),
-        ({"metric": "l2"}, {"metric": "l2", "method": "ivfflat", "lists": 3}),
         ({"metric": "l2"}, {"metric": "l2", "precision": "half"}),
         ({"metric": "l2"}, {"metric": "l2", "where": text("id > 3")}),
         ({"metric": "l2"}, {"metric": "l2", "method": "auto"}),
         ({"metric": "l2", "precision": "binary"}, {"metric": "l1", "precision": "binary"}),
+        ({"metric": "l2", "method": "ivfflat"}, {"metric": "l2", "method": "ivfflat", "precision": "half"}),
     ],
-    ids=["options", "method", "half", "where", "auto", "binary"],
+    ids=["options", "half", "where", "auto", "binary", "half lists"],
 )
 def test_what_sqlite_has_no_use_for_is_no_difference(tmp_path, backend: Backend, before, after):
     assert drift(tmp_path, backend, models(**before), models(**after)) == []

@@ -34,6 +34,7 @@ from sqla_vector.dialects.sqlite.fts5_reflection import (
     reflect_fts5,
 )
 from sqla_vector.dialects.sqlite.index import (
+    LIST,
     creatable,
     exists,
     vec0_index,
@@ -58,7 +59,7 @@ _SAVEPOINT: Final = "sqla_vector_ddl"
 _REFLECTED: Final = {"VECTOR": Vector, "HALFVEC": HalfVector, "SPARSEVEC": SparseVector, "BIT": BitVector}
 
 _SHADOWS: Final = re.compile(
-    r"_(info|chunks|rowids|auxiliary|vector_chunks\d+|metadatachunks\d+|metadatatext\d+|keys|replaced|tuned)\Z"
+    r"_(info|chunks|rowids|auxiliary|vector_chunks\d+|metadatachunks\d+|metadatatext\d+|keys|replaced|centroids|tuned)\Z"
 )
 
 
@@ -371,7 +372,11 @@ def _reflect_vec0(
             "column_names": [found.column_name],
             "unique": 0,
             "dialect_options": {REFLECTED_SPEC: found.spec},
-            "vector": {"method": "vec0", "element": found.element, "metric": found.spec.metric_name},
+            "vector": {
+                "method": "ivfflat" if found.spec.method == "ivfflat" else "vec0",
+                "element": found.element,
+                "metric": found.spec.metric_name,
+            },
         }
         for found in known[cached]
         if found.table_name == table_name
@@ -401,16 +406,20 @@ def refresh_vec0_tables(dialect: Dialect, execute: Any) -> None:
     """Learn which vec0 and FTS5 tables exist; ``execute`` runs SQL on a raw connection and returns its rows."""
     quote = dialect.identifier_preparer.quote_schema
     settings_of(dialect).fts5_tables = known_fts5_tables(quote, execute)
-    found = set()
+    found, in_lists = set(), set()
     for (schema,) in execute("SELECT name FROM pragma_database_list"):
         rows = execute(
-            f"SELECT name FROM {quote(schema)}.sqlite_master "
+            f"SELECT name, sql FROM {quote(schema)}.sqlite_master "
             "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'"
         )
-        found |= {(None if schema == "main" else schema, row[0]) for row in rows}
+        for name, sql in rows:
+            place = (None if schema == "main" else schema, name)
+            found.add(place)
+            if f" {LIST} integer partition key" in sql:
+                in_lists.add(place)
     settings = settings_of(dialect)
-    if found != settings.vec0_tables:
-        settings.vec0_tables = found
+    if (found, in_lists) != (settings.vec0_tables, settings.list_tables):
+        settings.vec0_tables, settings.list_tables = found, in_lists
         settings.forget_compiled()
     read_tuned(dialect, execute, found)
 

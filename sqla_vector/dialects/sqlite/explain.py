@@ -14,6 +14,7 @@ from sqlalchemy.sql.expression import Executable
 
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.index import exists, vec0_index
+from sqla_vector.dialects.sqlite.ivf import advice_on
 from sqla_vector.dialects.sqlite.search import MAX_K, knobs_of_vec0, oversample_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import VectorIndexKey, vector_indexes
@@ -21,6 +22,7 @@ from sqla_vector.schema import VectorIndexKey, vector_indexes
 __all__ = ["explain", "served_by", "why_unused"]
 
 _VEC0_SCAN: Final = re.compile(r"SCAN (?:\S+\.)?([^\s.]+) VIRTUAL TABLE INDEX")
+_LISTS: Final = re.compile(r"S(?:CAN|EARCH) (?:\S+\.)?([^\s.]+)_chunks USING")
 
 
 class ExplainQueryPlan(Executable, ClauseElement):
@@ -49,15 +51,18 @@ def explain(connection: Connection, stmt: Select[Any]) -> tuple[set[str], str]:
     for number, parent, _, detail in rows:
         depth[number] = depth.get(parent, -1) + 1
         lines.append("  " * depth[number] + detail)
-        found = _VEC0_SCAN.search(detail)
+        found = _VEC0_SCAN.search(detail) or _LISTS.search(detail)
         if found is not None and found.group(1) in known:
             used.add(found.group(1))
-    return used, "\n".join(lines)
+    return used, "\n".join(lines + [advice for name in sorted(used) if (advice := advice_on(connection, name))])
 
 
 def served_by(key: VectorIndexKey) -> tuple[str, str]:
     """Return the method and precision that a declared index has here."""
-    return "vec0", "full" if key.spec.precision == "half" else key.spec.precision
+    return (
+        "ivfflat" if key.spec.method == "ivfflat" else "vec0",
+        "full" if key.spec.precision == "half" else key.spec.precision,
+    )
 
 
 def why_unused(connection: Connection, name: str, key: VectorIndexKey, criterion: NearestCriterion | None) -> str:

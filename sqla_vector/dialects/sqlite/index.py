@@ -53,8 +53,12 @@ KEYS: Final = "_keys"
 REPLACED: Final = "_replaced"
 CENTROIDS: Final = "_centroids"
 
-_LISTS_CHUNK: Final = 64
-"""Rows a chunk in an index of lists: vec0's 1,024 would leave most of a list's last chunk empty."""
+_LISTS_CHUNK: Final = {"full": 64, "int8": 128, "binary": 256}
+"""Rows a chunk in an index of lists, by precision.
+
+vec0's 1,024 would leave most of a list's last chunk empty; that matters less the smaller the vectors are, and each
+chunk costs a search some microseconds.
+"""
 
 
 @compiles(VectorIndexKey, "sqlite")
@@ -170,7 +174,7 @@ class Vec0Index:
     @property
     def table_options(self) -> str:
         """What stands after the columns in the declaration of the vec0 table."""
-        return f", chunk_size={_LISTS_CHUNK}" if self.in_lists else ""
+        return f", chunk_size={_LISTS_CHUNK[self.precision]}" if self.in_lists else ""
 
     @property
     def column_spec(self) -> str:

@@ -21,6 +21,9 @@ from sqla_vector.dialects.sqlite.search_parts import MAX_K, as_metadata, at_most
 
 __all__ = ["from_lists"]
 
+_SHARES: Final = 4
+"""Which part of all candidates one list of many gives at most: vec0 takes its time for each row that it returns."""
+
 _UP_TO: Final = "d * 1.000001"
 _UP_TO_NORMALIZED: Final = "d + 5e-7 / max(d, 5e-4)"
 """How far vectors may seem in single precision that are as far as one at a distance.
@@ -43,15 +46,19 @@ def from_lists(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     # vec0 refuses NULL: any vector does, since the distance of the statement is NULL then and no row qualifies.
     stored = index.quantized(f"coalesce({query}, zeroblob({index.stored_bytes}))")
     source = f"FROM {prefix}{preparer.quote(index.name)} WHERE {VECTOR} MATCH {stored} AND k = "
-    constraint = "".join(f" AND {criterion}" for criterion in inside)
+    inner = "".join(f" AND {criterion}" for criterion in inside)
     if scope.criterion.many:
-        constraint = f" AND {LIST} IN ({probed}){constraint}"
+        constraint = f" AND {LIST} IN ({probed}){inner}"
         return _for_each(scope, index, prefix, distance, oversample, source, constraint)
     ctes = [f"nearest_lists AS MATERIALIZED ({probed})"]
-    constraint = f" AND {LIST} IN (SELECT value FROM nearest_lists){constraint}"
+    constraint = f" AND {LIST} IN (SELECT value FROM nearest_lists){inner}"
     wanted = scope.wanted_sql
     count = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
-    first = f"SELECT rowid AS number, distance AS d {source}{at_most(count, scope)}{constraint}"
+    of_list = at_most(count, scope)
+    if oversample > 1:
+        share = f"{count} / max(1, min({_SHARES}, (SELECT count(*) FROM nearest_lists)))"
+        of_list = at_most(f"max({wanted} * 2, {share})", scope)
+    first = f"SELECT rowid AS number, distance AS d {source}{of_list}{constraint}"
     ctes.append(f"nearest_top AS MATERIALIZED ({first})")
     instead = [f"(SELECT count(*) FROM nearest_top) < {wanted}"]
     if scope.offset_sql is not None:

@@ -20,7 +20,7 @@ from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
 from sqla_vector.dialects.sqlite.tuned import load, remember, remembered
 from sqla_vector.exc import MigrationError
-from sqla_vector.schema import VectorIndexKey, index_key, is_small
+from sqla_vector.schema import IndexSpec, VectorIndexKey, index_key, is_small
 from sqla_vector.types import VectorType
 
 __all__ = ["SQLiteMigration"]
@@ -56,8 +56,7 @@ class SQLiteMigration:
                 where=None,
                 is_valid=True,
                 definition=found.statements,
-                # Binary l2 and l1 are the same; cosine leaves out zero vectors.
-                unknown=_UNKNOWN | {"metric_name"} if found.spec.metric_name == "l2" else _UNKNOWN,
+                unknown=_unknown(found.spec),
                 is_shared=False,
                 type_=found.type_,
             )
@@ -76,7 +75,8 @@ class SQLiteMigration:
         vec0 = vec0_index(index)
         assert vec0 is not None
         statements = Vec0Statements(vec0, connection.dialect.identifier_preparer).create()
-        if sorted(found.definition.values()) == sorted(sql for sql in statements if sql.startswith("CREATE ")):
+        kept = (sql for sql in statements if sql.startswith("CREATE ") and not sql.startswith("CREATE INDEX"))
+        if sorted(found.definition.values()) == sorted(kept):
             return None  # the usual case, word for word
         declared = _definitions(statements)
         is_there = {name: _plain(sql) for name, sql in found.definition.items()}
@@ -204,6 +204,13 @@ class SQLiteMigration:
     def drop_column(self, run: Runner, column: Column[Any]) -> None:
         table = quoted(run.dialect, column.table.schema, column.table.name)
         run.execute(f"ALTER TABLE {table} DROP COLUMN {quoted(run.dialect, column.name)}")
+
+
+def _unknown(spec: IndexSpec) -> frozenset[str]:
+    """Return what of a declaration the database cannot tell."""
+    # Binary l2 and l1 are the same; cosine leaves out zero vectors.
+    unknown = {"metric_name"} if spec.metric_name == "l2" else set()
+    return frozenset(unknown) if spec.method == "ivfflat" else _UNKNOWN | unknown
 
 
 def _in(dialect: Any, schema: str | None) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
+from sqla_vector.dialects.sqlite.index import CENTROIDS, LIST
 from sqla_vector.dialects.sqlite.statements import SIDE_TABLES, TRIGGERS
 from sqla_vector.metrics import METRICS
 from sqla_vector.schema import IndexSpec
@@ -19,6 +20,7 @@ __all__ = ["ReflectedVec0", "find_vec0_tables", "reflect_vec0"]
 _ARGUMENTS: Final = re.compile(r"USING vec0\((.*)\)\s*\Z", re.IGNORECASE | re.DOTALL)
 _VECTOR: Final = re.compile(r"\w+ (float|int8|bit)\[(\d+)\](?: distance_metric=(\w+))?\Z")
 _NEW: Final = re.compile(r'\bNEW\.("(?:[^"]|"")*"|\w+)')
+_LISTS: Final = re.compile(r"\bwanted INTEGER DEFAULT (\d+)")
 _VALUE_RANGE: Final = re.compile(r"vector_int8_quantize\([^)]*?, ([0-9.e+-]+)\)")
 _BY_VEC0_METRIC: Final = {metric.vec0_metric: metric.name for metric in METRICS.values() if metric.vec0_metric}
 
@@ -27,8 +29,8 @@ _BY_VEC0_METRIC: Final = {metric.vec0_metric: metric.name for metric in METRICS.
 class ReflectedVec0:
     """A vec0 table that triggers keep equal to a table.
 
-    What SQLite has no use for is not written there: the method and its options, ``half`` precision (full), and
-    for ``binary`` whether the metric was l2 or l1 (l2).
+    What SQLite has no use for is not written there: any other method than ivfflat and its options, ``half``
+    precision (full), and for ``binary`` whether the metric was l2 or l1 (l2).
     """
 
     name: str
@@ -67,7 +69,7 @@ def reflect_vec0(connection: Connection, schema: str | None = None) -> list[Refl
     rows = connection.exec_driver_sql(
         f"SELECT type, name, tbl_name, sql FROM {master(connection, schema)} "
         "WHERE type = 'trigger' OR (type = 'table' AND (name LIKE '%\\_keys' ESCAPE '\\' "
-        "OR name LIKE '%\\_replaced' ESCAPE '\\'))"
+        "OR name LIKE '%\\_replaced' ESCAPE '\\' OR name LIKE '%\\_centroids' ESCAPE '\\'))"
     ).all()
     known = {row.name: row for row in rows}
     found = []
@@ -78,13 +80,18 @@ def reflect_vec0(connection: Connection, schema: str | None = None) -> list[Refl
         # By their whole names: that of another index may begin with this one's.
         parts = (known.get(f"{name}{part}") for part in (*SIDE_TABLES, *(f"_{event}" for event in TRIGGERS)))
         statements = {name: sql} | {part.name: part.sql for part in parts if part is not None}
-        reflected = _parse(name, insert.tbl_name, sql, insert.sql, statements)
+        centroids = known.get(f"{name}{CENTROIDS}")
+        reflected = _parse(
+            name, insert.tbl_name, sql, insert.sql, statements, None if centroids is None else centroids.sql
+        )
         if reflected is not None:
             found.append(reflected)
     return found
 
 
-def _parse(name: str, table: str, sql: str, trigger: str, statements: dict[str, str]) -> ReflectedVec0 | None:
+def _parse(
+    name: str, table: str, sql: str, trigger: str, statements: dict[str, str], centroids: str | None
+) -> ReflectedVec0 | None:
     arguments = _ARGUMENTS.search(sql)
     if arguments is None:
         return None
@@ -94,6 +101,10 @@ def _parse(name: str, table: str, sql: str, trigger: str, statements: dict[str, 
         return None
     element, size, vec0_metric = declared.groups()
     columns = _copied_columns(trigger)
+    in_lists = f"{LIST} integer partition key" in others
+    if in_lists:
+        others = [other for other in others if other.split()[0] != LIST and not other.startswith("chunk_size=")]
+        columns = columns[:-1]  # the vector once more, to find its list
     if len(columns) != len(others) + 2:
         return None
     _, column, *copied = columns
@@ -103,7 +114,9 @@ def _parse(name: str, table: str, sql: str, trigger: str, statements: dict[str, 
         (partition_by if other.endswith("partition key") else include).append(of)
     value_range = _VALUE_RANGE.search(trigger)
     is_quantized = "vec_quantize_binary(" in trigger or "vector_binary_quantize(" in trigger
-    if vec0_metric is not None:
+    if in_lists and "vec_normalize(" in trigger:
+        metric_name = "cosine"
+    elif vec0_metric is not None:
         metric_name = str(_BY_VEC0_METRIC.get(vec0_metric, vec0_metric))
     elif is_quantized:
         metric_name = "cosine" if "vec_distance_cosine(" in trigger else "l2"
@@ -111,12 +124,20 @@ def _parse(name: str, table: str, sql: str, trigger: str, statements: dict[str, 
         metric_name = "hamming"
     spec = IndexSpec(
         metric_name=metric_name,
+        method="ivfflat" if in_lists else "hnsw",
+        options=_declared_lists(centroids or "") if in_lists else (),
         precision="int8" if element == "int8" else "binary" if is_quantized else "full",
         include=tuple(include),
         partition_by=tuple(partition_by),
         value_range=float(value_range.group(1)) or 1.0 if value_range else 1.0,
     )
     return ReflectedVec0(name, table, column, element, spec, _type_of(element, int(size), trigger), statements)
+
+
+def _declared_lists(centroids: str) -> tuple[tuple[str, int], ...]:
+    """Return the option ``lists`` as the table of centroids tells it."""
+    found = _LISTS.search(centroids)
+    return (("lists", int(found.group(1))),) if found else ()
 
 
 def _type_of(element: str, size: int, trigger: str) -> TypeEngine[Any] | None:

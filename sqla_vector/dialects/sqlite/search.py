@@ -13,7 +13,6 @@ Without: an exact scan.
 
 from __future__ import annotations
 
-from math import ceil, sqrt
 from typing import Any, Final
 
 from sqlalchemy.ext.compiler import compiles
@@ -29,6 +28,7 @@ from sqla_vector.dialects.sqlite.search_parts import (
     constraint_of,
     exact_keys,
     keys_of,
+    margin,
     reranked,
     with_ctes,
 )
@@ -36,7 +36,7 @@ from sqla_vector.dialects.tuned import NO_KNOBS, Knobs, knobs_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import declared_index
 
-__all__ = ["MAX_K", "OVERSAMPLE", "knobs_of_vec0", "oversample_of"]
+__all__ = ["MAX_K", "OVERSAMPLE", "knobs_of_vec0", "oversample_of", "usual_oversample"]
 
 OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 40}
 """Candidates per wanted row that are fetched from a vec0 table of each precision."""
@@ -59,7 +59,8 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
     if index is None or element.k * oversample >= MAX_K:
         return f"({_among(scope, exact_keys(scope, distance))} AND {defined})"
     if index.in_lists:
-        return f"({_among(scope, from_lists(scope, index, distance, oversample, knobs.probes))} AND {defined})"
+        found = from_lists(scope, index, distance, oversample, knobs.probes)
+        return f"({_among(scope, found)} AND {defined})"
     return f"({_among(scope, _from_vec0(scope, index, distance, oversample, knobs))} AND {defined})"
 
 
@@ -72,9 +73,15 @@ def knobs_of_vec0(
     return knobs_of(element, index.index, index.built, preparer, settings)
 
 
+def usual_oversample(index: Vec0Index) -> int:
+    """Return how many candidates per wanted row are fetched if nothing is said."""
+    # The lists hold what is near: fewer rows compete.
+    return OVERSAMPLE[index.precision] // (2 if index.in_lists and index.precision == "binary" else 1)
+
+
 def oversample_of(element: NearestCriterion, index: Vec0Index, knobs: Knobs) -> int:
     """Return how many candidates per wanted row are fetched: as many as asked for, else what vec0 can return."""
-    usual = OVERSAMPLE[index.precision]
+    usual = usual_oversample(index)
     if index.precision == "binary" and element.k * usual >= MAX_K:
         usual //= 2
     return knobs.oversample or usual
@@ -130,7 +137,7 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
         # vec0's time grows with k times the rows.  A first scan for the k nearest by bits gives a distance, and a
         # second only looks at the rows a margin beyond it.
         nearest_bits = f"SELECT max(+distance) FROM (SELECT distance {match}{at_most(wanted, scope)}{constraint})"
-        limited += f" AND distance <= ({nearest_bits}) + {_margin(index.key.dim)}"
+        limited += f" AND distance <= ({nearest_bits}) + {margin(index.key.dim)}"
     ctes.append(f"nearest_top AS MATERIALIZED (SELECT rowid AS number, distance AS d {match}{limited}{constraint})")
     rows = "SELECT number FROM nearest_top"
     too_many = [] if scope.offset_sql is None else [f"{count_sql} > {MAX_K}"]
@@ -150,13 +157,3 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     if too_many:
         rows += f" UNION ALL SELECT * FROM ({exact_keys(scope, distance, only_if=' OR '.join(too_many))})"
     return with_ctes(ctes, rows)
-
-
-def _margin(dim: int) -> int:
-    """Return how many bits farther than the k nearest by bits one of the k nearest may be.
-
-    The distance in bits of two vectors at a given angle is binomial, with a standard deviation of at most
-    ``sqrt(dim) / 2`` (Charikar, *Similarity estimation techniques from rounding algorithms*, STOC 2002); this is
-    three of them.
-    """
-    return ceil(1.5 * sqrt(dim))

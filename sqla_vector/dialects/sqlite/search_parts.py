@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil, sqrt
 from typing import Final
 
 from sqlalchemy.sql import operators
@@ -18,6 +19,7 @@ __all__ = [
     "constraint_of",
     "exact_keys",
     "keys_of",
+    "margin",
     "reranked",
     "with_ctes",
 ]
@@ -53,6 +55,16 @@ def exact_keys(scope: StatementScope, distance: str, *criteria: str, only_if: st
 def at_most(count: str, scope: StatementScope) -> str:
     """Return a number of rows that is not known here when there is an OFFSET, kept to what vec0 returns."""
     return count if scope.offset_sql is None else f"min({count}, {MAX_K})"
+
+
+def margin(dim: int) -> int:
+    """Return how many bits farther than the k nearest by bits one of the k nearest may be.
+
+    The distance in bits of two vectors at a given angle is binomial, with a standard deviation of at most
+    ``sqrt(dim) / 2`` (Charikar, *Similarity estimation techniques from rounding algorithms*, STOC 2002); this is
+    three of them.
+    """
+    return ceil(1.5 * sqrt(dim))
 
 
 def with_ctes(ctes: list[str], rows: str) -> str:

@@ -17,7 +17,8 @@ from typing import Any, Final
 from sqlalchemy import Column, UniqueConstraint
 from sqlalchemy.sql.compiler import IdentifierPreparer
 
-from sqla_vector.dialects.sqlite.index import KEYS, REPLACED, VECTOR, Vec0Index
+from sqla_vector.dialects.sqlite.index import CENTROIDS, KEYS, LIST, REPLACED, VECTOR, Vec0Index
+from sqla_vector.dialects.sqlite.ivf_statements import ListStatements
 from sqla_vector.dialects.sqlite.tuned import TUNED
 
 __all__ = ["SIDE_TABLES", "TRIGGERS", "Vec0Statements", "drop_statements"]
@@ -30,7 +31,7 @@ _NULL_STAND_INS: Final = {
 }
 """What stands for NULL in vec0 metadata; only compared with ``=`` and only where the column may be NULL."""
 
-SIDE_TABLES: Final = (KEYS, REPLACED)
+SIDE_TABLES: Final = (KEYS, REPLACED, CENTROIDS)
 """What stands after an index's name in those of the tables beside its vec0 table."""
 TRIGGERS: Final = (
     "insert",
@@ -58,21 +59,33 @@ class Vec0Statements:
         self._vec0 = preparer.quote(index.name)
         self._keys = preparer.quote(index.keys_name)
         self._replaced = preparer.quote(index.replaced_name)
+        self._lists = ListStatements(index, self._schema, preparer.quote) if index.in_lists else None
+        # In a trigger names resolve within its own database, and may not say which.
+        self._lists_in_trigger = ListStatements(index, "", preparer.quote) if index.in_lists else None
 
     def create(self) -> list[str]:
         """Return the statements that create the vec0 table and its triggers and fill it."""
-        return [*self._create(), *self._fill()]
+        return [*self._create(), *self._train(), *self._fill()]
+
+    def retrain(self) -> list[str]:
+        """Return the statements that train the lists anew and store all rows in them; the triggers stay."""
+        return [f"DROP TABLE {self._schema}{self._vec0}", *self._create_vec0(), *self._train(), *self._store()]
 
     def write(self) -> list[str]:
         """Return the statements for a script, which may be run by a program that lacks this package's functions.
 
         A trigger may call what is not there until it fires; a statement may not, even on an empty table.
         """
-        fill = list(self._fill())
-        return [*self._create(), *(self._refuse_vectors() if any("(vector_" in sql for sql in fill) else fill)]
+        fill = [*self._train(), *self._fill()]
+        if not any("(vector_" in sql for sql in fill):
+            return [*self._create(), *fill]
+        one_list = [] if self._lists is None else [self._lists.untrained()]
+        return [*self._create(), *one_list, *self._refuse_vectors()]
 
     def _create(self) -> list[str]:
-        statements = [self._create_vec0()]
+        statements = self._create_vec0()
+        if self._lists is not None:
+            statements.append(self._lists.create_centroids())
         if self._index.has_text_key:
             statements.append(
                 f"CREATE TABLE {self._schema}{self._keys} (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE)"
@@ -86,11 +99,15 @@ class Vec0Statements:
         """Return the statements that drop them; each bears that something is gone already."""
         return _drop_statements(self._index.name, self._schema, self._quote)
 
-    def _create_vec0(self) -> str:
+    def _create_vec0(self) -> list[str]:
         columns = [f"{VECTOR} {self._index.column_spec}"]
+        if self._lists is not None:
+            columns.append(f"{LIST} integer partition key")
         for item in self._index.metadata:
             columns.append(f"{item.name} {item.vec0_type}{' partition key' if item.partition else ''}")
-        return f"CREATE VIRTUAL TABLE {self._schema}{self._vec0} USING vec0({', '.join(columns)})"
+        declared = f"{', '.join(columns)}{self._index.table_options}"
+        created = f"CREATE VIRTUAL TABLE {self._schema}{self._vec0} USING vec0({declared})"
+        return [created, *(self._lists.create_lookups() if self._lists is not None else [])]
 
     def _number(self, key: str) -> str:
         """Return the vec0 rowid of a key in SQL."""
@@ -98,7 +115,7 @@ class Vec0Statements:
             return key
         return f"(SELECT number FROM {self._keys} WHERE key = {key})"
 
-    def _values(self, source: str) -> tuple[str, str]:
+    def _values(self, source: str, list_: str | None = None) -> tuple[str, str]:
         """Return the columns of vec0, and their values for the row ``source`` (NEW, or a table)."""
         names = ["rowid", VECTOR]
         values = [self._number(f"{source}.{self._key}"), self._index.quantized(f"{source}.{self._vector}")]
@@ -106,6 +123,9 @@ class Vec0Statements:
             value = f"{source}.{self._quote(item.column.name)}"
             names.append(item.name)
             values.append(f"coalesce({value}, {_NULL_STAND_INS[item.vec0_type]})" if item.nullable else value)
+        if list_ is not None:
+            names.append(LIST)
+            values.append(list_)
         return ", ".join(names), ", ".join(values)
 
     def _has_place(self, source: str) -> str:
@@ -163,7 +183,8 @@ class Vec0Statements:
                 [*cleared, self._forget(old), self._forget(new), *self._release(old)],
             ),
         }
-        names, values = self._values("NEW")
+        lists = self._lists_in_trigger
+        names, values = self._values("NEW", None if lists is None else lists.list_of(f"NEW.{self._vector}"))
         insert = f"INSERT INTO {self._vec0} ({names}) VALUES ({values})"
         place = self._has_place("NEW")
         for event, (when, body) in forgetting.items():
@@ -208,10 +229,23 @@ class Vec0Statements:
         only = f" WHEN {condition}" if condition else ""
         return f"CREATE TRIGGER {self._schema}{name} {when} ON {self._table} FOR EACH ROW{only} BEGIN {statements} END"
 
+    def _train(self) -> Iterator[str]:
+        if self._lists is not None:
+            source = f"{self._schema}{self._table} AS source"
+            yield self._lists.train(source, f"source.{self._vector}", self._has_place("source"))
+
     def _fill(self) -> Iterator[str]:
-        source = f"{self._schema}{self._table}"
         if self._index.has_text_key:
+            source = f"{self._schema}{self._table}"
             yield f"INSERT INTO {self._schema}{self._keys} (key) SELECT {self._key} FROM {source}"
+        yield from self._store()
+
+    def _store(self) -> Iterator[str]:
+        """Yield the statement that stores the table's rows in the vec0 table."""
+        source = f"{self._schema}{self._table}"
+        if self._lists is not None:
+            yield self._store_in_lists(self._lists, source)
+            return
         names, values = self._values("source")
         if self._schema:
             # In a trigger names resolve within its own database; here they must say which.
@@ -219,6 +253,22 @@ class Vec0Statements:
         yield (
             f"INSERT INTO {self._schema}{self._vec0} ({names}) SELECT {values} FROM {source} AS source "
             f"WHERE {self._has_place('source')}"
+        )
+
+    def _store_in_lists(self, lists: ListStatements, source: str) -> str:
+        # List by list, so that the chunks of each are written one after the other.
+        names, values = self._values("source", "CAST(list.key AS INTEGER)")
+        number, joined = f"source.{self._key}", f"{source} AS source"
+        found = f"CROSS JOIN {joined} ON {number} = member.value"
+        if self._index.has_text_key:
+            values = values.replace(self._number(number), "member.value", 1)
+            keys, of_key = f"{self._schema}{self._keys} AS named", f"CROSS JOIN {joined} ON {number} = named.key"
+            number, joined = "named.number", f"{keys} {of_key}"
+            found = f"CROSS JOIN {keys} ON named.number = member.value {of_key}"
+        assigned = lists.assigned(number, f"source.{self._vector}", joined, self._has_place("source"))
+        return (
+            f"INSERT INTO {self._schema}{self._vec0} ({names}) SELECT {values} "
+            f"FROM json_each({assigned}) AS list CROSS JOIN json_each(list.value) AS member {found}"
         )
 
     def _refuse_vectors(self) -> Iterator[str]:
@@ -240,6 +290,6 @@ def drop_statements(name: str, schema: str | None, preparer: IdentifierPreparer)
 
 def _drop_statements(name: str, prefix: str, quote: Callable[[str], str]) -> list[str]:
     statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in TRIGGERS]
-    for table in (f"{name}{REPLACED}", f"{name}{KEYS}", f"{name}{TUNED}", name):
+    for table in (*(f"{name}{side}" for side in (REPLACED, KEYS, CENTROIDS, TUNED)), name):
         statements.append(f"DROP TABLE IF EXISTS {prefix}{quote(table)}")
     return statements
