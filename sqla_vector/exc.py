@@ -25,6 +25,7 @@ __all__ = [
     "InvalidFilter",
     "InvalidIdentifier",
     "InvalidOption",
+    "InvalidQuery",
     "InvalidStatement",
     "InvalidText",
     "InvalidVector",
@@ -165,7 +166,11 @@ class DatabaseRestored(VectorError):
 
 
 class InvalidFilter(VectorError, ValueError):
-    """A filter that cannot be translated for Elasticsearch, or a value of another type than its field."""
+    """A filter that cannot be translated, or a value of another type than its field or attribute."""
+
+
+class InvalidQuery(VectorError, ValueError):
+    """A query, given as data, that is none, or asks for more than it may."""
 
 
 class SearchError(VectorError):
