@@ -154,8 +154,6 @@ def _language(language: object) -> str:
 
 
 def _text_column(name: str, table: Table, column_name: str) -> Column[Any]:
-    if column_name not in table.c:
-        raise InvalidOption(f"{name}: {table.name} has no column {column_name!r}")
     column: Column[Any] = table.c[column_name]
     if not is_text(column):
         raise InvalidOption(
