@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, literal_column, select, type_coerce
+from sqlalchemy.sql.annotation import _deep_deannotate
 from sqlalchemy.sql.elements import ColumnElement
 
 from sqla_vector.exc import InvalidOption
@@ -62,10 +63,12 @@ class VectorPart(Part):
     """Of the keys, nearest first, for one row."""
     options: dict[str, Any]
     vector: Any
+    where: tuple[ColumnElement[bool], ...] = ()
 
     def template(self, candidates: int) -> Template:
         keys = criterion_of(self.stmt).keys
-        return Template(nearest(select_keys(keys), self.column, self.vector, candidates, **self.options), keys)
+        rows = select_keys(keys).where(*self.where)
+        return Template(nearest(rows, self.column, self.vector, candidates, **self.options), keys)
 
     def score(self, found: Any) -> ColumnElement[float]:
         metric = criterion_of(self.stmt).distance.metric_name
@@ -143,6 +146,7 @@ def vector_part(
     ef_search: int | None = None,
     probes: int | None = None,
     recall: float | None = None,
+    where: ColumnElement[bool] | None = None,
 ) -> VectorPart:
     """Return a part of :func:`hybrid` that looks for the rows nearest to a vector.
 
@@ -160,6 +164,8 @@ def vector_part(
         ef_search: likewise.
         probes: likewise.
         recall: likewise.
+        where: leave out of this part rows that do not meet a criterion on their own columns; they may come by
+            another part.
 
     Raises:
         InvalidOption: an option out of its range.
@@ -182,4 +188,15 @@ def vector_part(
         name = getattr(element, "key", None)
         if name is None:
             raise InvalidOption(f"{element}: give the part a name=")
-    return VectorPart(kind="vector", name=name, weight=weight, column=column, stmt=stmt, options=options, vector=vector)
+    # Without annotations, which would make an ORM statement of the template, with criteria of its own.
+    criteria = () if where is None else (_deep_deannotate(where),)
+    return VectorPart(
+        kind="vector",
+        name=name,
+        weight=weight,
+        column=column,
+        stmt=stmt,
+        options=options,
+        vector=vector,
+        where=criteria,
+    )

@@ -10,6 +10,7 @@ from sqlalchemy import Select, inspect, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.util import AliasedInsp
+from sqlalchemy.sql.elements import ColumnElement
 
 from sqla_vector.dialects.prefix import begins_with
 from sqla_vector.embedding import EmbeddedColumn, Embedder, aembed, embed, embedded_columns
@@ -20,7 +21,7 @@ from sqla_vector.search import nearest
 from sqla_vector.tracking.session import tracking_behind, trackings
 from sqla_vector.tracking.targets import Embedders, GivenEmbedders
 
-__all__ = ["anear_text", "near_text"]
+__all__ = ["Question", "anear_text", "near_text"]
 
 
 def near_text(
@@ -65,8 +66,9 @@ def near_text(
     """
     if isinstance(session, AsyncSession):
         raise InvalidOption("this session is asynchronous: await anear_text()")
-    query = _Query.of(stmt, column, text, k, session, embedders, prefix, any_model, options)
-    return query.statement(embed(query.embedder, [query.text])[0])
+    how = {"session": session, "embedders": embedders, "prefix": prefix, "any_model": any_model}
+    query = _Query.of(stmt, column, k, options, text, **how)
+    return query.statement(embed(query.question.embedder, [query.question.text])[0])
 
 
 async def anear_text(
@@ -82,15 +84,50 @@ async def anear_text(
     **options: Any,
 ) -> Select[Any]:
     """Return the same as :func:`near_text`; the event loop goes on while the text is embedded."""
+    how = {"embedders": embedders, "prefix": prefix, "any_model": any_model}
     if session is None:
-        query = _Query.of(stmt, column, text, k, None, embedders, prefix, any_model, options)
+        query = _Query.of(stmt, column, k, options, text, **how)
     elif isinstance(session, AsyncSession):
-        query = await session.run_sync(
-            lambda s: _Query.of(stmt, column, text, k, s, embedders, prefix, any_model, options)
-        )
+        query = await session.run_sync(lambda s: _Query.of(stmt, column, k, options, text, session=s, **how))
     else:
         raise InvalidOption("this session is not asynchronous: call near_text()")
-    return query.statement((await aembed(query.embedder, [query.text]))[0])
+    return query.statement((await aembed(query.question.embedder, [query.question.text]))[0])
+
+
+@dataclass(frozen=True)
+class Question:
+    """A text to be searched for, as it is embedded, and the rows among which it may be."""
+
+    text: str
+    embedder: Embedder
+    criterion: ColumnElement[bool] | None
+    """Keeps to rows by the embedder's model; None for any."""
+
+    @classmethod
+    def of(
+        cls,
+        attribute: Any,
+        text: str,
+        *,
+        session: Session | None = None,
+        embedders: GivenEmbedders | None = None,
+        prefix: str | None = None,
+        any_model: bool = False,
+    ) -> Question:
+        """Return the question for a column; see :func:`near_text`."""
+        entity, column = _column_of(attribute)
+        if not isinstance(any_model, bool):
+            raise InvalidOption(f"any_model must be True or False, got {any_model!r}")
+        wanted = _text_of(column, text)
+        embedder = _embedder(column, attribute, session, embedders)
+        before = getattr(embedder, "query_prefix", "") if prefix is None else prefix
+        if not isinstance(before, str):
+            raise InvalidOption(f"a query's prefix is a text, got {before!r}")
+        if any_model:
+            return cls(before + wanted, embedder, None)
+        if session is not None:
+            _check_rows(session, column, embedder)
+        return cls(before + wanted, embedder, begins_with(getattr(entity, column.fingerprint_key), _mark(embedder)))
 
 
 @dataclass(frozen=True)
@@ -101,39 +138,17 @@ class _Query:
     attribute: Any
     k: int
     options: dict[str, Any]
-    text: str
-    embedder: Embedder
+    question: Question
 
     @classmethod
-    def of(
-        cls,
-        stmt: Select[Any],
-        attribute: Any,
-        text: str,
-        k: int,
-        session: Session | None,
-        embedders: GivenEmbedders | None,
-        prefix: str | None,
-        any_model: bool,
-        options: dict[str, Any],
-    ) -> _Query:
-        entity, column = _column_of(attribute)
-        if not isinstance(any_model, bool):
-            raise InvalidOption(f"any_model must be True or False, got {any_model!r}")
-        wanted = _text_of(column, text)
-        embedder = _embedder(column, attribute, session, embedders)
-        before = getattr(embedder, "query_prefix", "") if prefix is None else prefix
-        if not isinstance(before, str):
-            raise InvalidOption(f"a query's prefix is a text, got {before!r}")
-        query = cls(stmt, attribute, k, options, before + wanted, embedder)
+    def of(cls, stmt: Select[Any], attribute: Any, k: int, options: dict[str, Any], text: str, **how: Any) -> _Query:
+        question = Question.of(attribute, text, **how)
+        query = cls(stmt, attribute, k, options, question)
         # What nearest() refuses, it refuses now, before anybody is paid for a vector.
-        query.statement(np.ones(embedder.dimensions, np.float32))
-        if any_model:
+        query.statement(np.ones(question.embedder.dimensions, np.float32))
+        if question.criterion is None:
             return query
-        if session is not None:
-            _check_rows(session, column, embedder)
-        mark = getattr(entity, column.fingerprint_key)
-        return replace(query, base=stmt.where(begins_with(mark, _mark(embedder))))
+        return replace(query, base=stmt.where(question.criterion))
 
     def statement(self, vector: Any) -> Select[Any]:
         return nearest(self.base, self.attribute, vector, self.k, **self.options)
