@@ -22,6 +22,8 @@ from tests.support.brute_force import nearest as brute_force
 from tests.support.fused import Part, fuse
 
 DIM = 6
+SYNCHRONOUS = pytest.mark.backends("psycopg", "pysqlite3", "sqlite_stdlib")
+"""For what is a matter of SQL and not of how values travel."""
 NOW = datetime(2026, 3, 1, 12, 0)
 RNG = np.random.default_rng(11)
 QUERY = RNG.normal(size=DIM).astype(np.float32)
@@ -155,6 +157,7 @@ def test_boosts_multiply_the_score_of_the_search(backend, engine):
     backend.run(engine, check)
 
 
+@SYNCHRONOUS
 def test_a_row_of_long_ago_still_has_a_score(backend, engine):
     def check(session: Session) -> None:
         fill(session)
@@ -196,6 +199,7 @@ def test_what_is_undefined_comes_last_in_the_order_of_the_search(backend, engine
     backend.run(engine, check)
 
 
+@SYNCHRONOUS
 def test_a_reranked_statement_is_extended_like_any(backend, engine):
     def check(session: Session) -> None:
         fill(session)
@@ -220,6 +224,7 @@ def test_a_reranked_statement_is_extended_like_any(backend, engine):
     backend.run(engine, check)
 
 
+@SYNCHRONOUS
 def test_a_hybrid_search_is_a_first_stage_too(backend, engine):
     def check(session: Session) -> None:
         fill(session)
@@ -241,6 +246,7 @@ def test_a_hybrid_search_is_a_first_stage_too(backend, engine):
     backend.run(engine, check)
 
 
+@SYNCHRONOUS
 def test_hits_of_a_second_stage_have_its_score(backend, engine):
     def check(session: Session) -> None:
         fill(session)
