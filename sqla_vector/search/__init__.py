@@ -1,6 +1,7 @@
 """Search: a Select goes in, a Select comes out."""
 
 from sqla_vector.search.boosts import recency, saturation
+from sqla_vector.search.diversity import mmr
 from sqla_vector.search.hits import Hit, HitPart, asearch, search
 from sqla_vector.search.hybrid import hybrid
 from sqla_vector.search.nearest import criterion_of, nearest, nearest_each, nearest_to
@@ -19,6 +20,7 @@ __all__ = [
     "criterion_of",
     "hybrid",
     "match_text",
+    "mmr",
     "nearest",
     "nearest_each",
     "nearest_to",
