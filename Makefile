@@ -29,7 +29,7 @@ PINS = pyproject.toml $(wildcard requirements/*.txt)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-elasticsearch soak-state soak-migrations lint format bench docs wheel pins clean distclean
+.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-elasticsearch soak-state soak-lists soak-migrations lint format bench docs wheel pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -77,6 +77,12 @@ soak-state: export SQLA_VECTOR_STEPS = 50
 soak-state: export SQLA_VECTOR_SHRINK = 1
 soak-state: .venv/.installed-test  ## 500 random programs of 50 steps over two sessions on each database, twice
 	.venv/bin/python -m pytest tests/tracking/test_state_machine.py $(PYTEST_ARGS)
+
+soak-lists: export SQLA_VECTOR_RUNS = 500
+soak-lists: export SQLA_VECTOR_STEPS = 50
+soak-lists: export SQLA_VECTOR_TEST_TRAININGS = 200
+soak-lists: .venv/.installed-test  ## indexes in lists on SQLite: random writes and trainings, 200 trainings killed
+	.venv/bin/python -m pytest tests/conformance/test_lists_at_work.py $(PYTEST_ARGS)
 
 soak-migrations: export SQLA_VECTOR_TEST_MATRIX = full
 soak-migrations: .venv/.installed-test  ## every one of 49 models migrated into every other, on each database
