@@ -17,8 +17,9 @@ from sqla_vector.types import DIALECTS, VectorType, support_of
 
 __all__ = ["arrange", "is_of_extension"]
 
-_BEFORE = (ops.DropVectorIndexOp, ops.ConvertVectorColumnOp)
-_AFTER = (ops.CreateVectorIndexOp, ops.RebuildVectorIndexOp)
+_BEFORE = (ops.DropVectorIndexOp, ops.DropTextIndexOp, ops.ConvertVectorColumnOp)
+_AFTER = (ops.CreateVectorIndexOp, ops.RebuildVectorIndexOp, ops.CreateTextIndexOp, ops.RebuildTextIndexOp)
+_DROPS = (ops.DropVectorIndexOp, ops.DropTextIndexOp)
 
 
 def is_of_extension(column: Column[Any]) -> bool:
@@ -60,8 +61,8 @@ def arrange(context: Any, upgrade_ops: Any) -> PriorityDispatchResult:
             rest.append(op)
         rest.extend(o for o in own if isinstance(o, _AFTER))
     # The name of an index may go from one table to another, in the order of whose names the operations come.
-    created = {o.definition.name for o in rest if isinstance(o, ops.CreateVectorIndexOp)}
-    rest.sort(key=lambda o: not (isinstance(o, ops.DropVectorIndexOp) and o.index_name in created))
+    created = {o.definition.name for o in rest if isinstance(o, (ops.CreateVectorIndexOp, ops.CreateTextIndexOp))}
+    rest.sort(key=lambda o: not (isinstance(o, _DROPS) and o.index_name in created))
     upgrade_ops.ops = put_outside([*first, *rest], len(first))
     return PriorityDispatchResult.CONTINUE
 
@@ -79,6 +80,8 @@ def _adds_vectors(upgrade_ops: Any) -> bool:
 
 def _split(op: Any) -> list[Any]:
     """Return a rebuild as two operations, between which the table changes; anything else as it is."""
+    if isinstance(op, ops.RebuildTextIndexOp) and op.existing is not None:
+        return [ops.DropTextIndexOp.of(op.existing), ops.CreateTextIndexOp(op.definition)]
     if not isinstance(op, ops.RebuildVectorIndexOp) or op.existing is None:
         return [op]
     return [ops.DropVectorIndexOp.of(op.existing), ops.CreateVectorIndexOp(op.definition)]

@@ -21,6 +21,7 @@ from sqla_vector.alembic.arrange import arrange, is_of_extension
 from sqla_vector.alembic.captures import compare_captures
 from sqla_vector.alembic.definition import IndexDefinition
 from sqla_vector.alembic.filters import PLUGIN, Comparison, comparison_of
+from sqla_vector.alembic.texts import compare_texts
 from sqla_vector.dialects.migration import MigrationSupport, ReflectedIndex, beside, kept
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.engine import attach_connection
@@ -118,7 +119,7 @@ def _is_same(context: Any, old: Any, column: Column[Any]) -> bool:
 def compare_table(
     context: Any, modify_ops: Any, schema: str | None, table_name: str, conn_table: Any, table: Any
 ) -> PriorityDispatchResult:
-    """Compare the vector indexes of a table, and turn its changes of type into operations."""
+    """Compare the vector and text indexes of a table, and turn its changes of type into operations."""
     if not _is_served(context):
         return PriorityDispatchResult.CONTINUE
     comparison = comparison_of(context.opts)
@@ -138,6 +139,7 @@ def compare_table(
     for index, key in declared.values():
         if index_key(index) is not None or index.name in comparison.written:
             comparison.hide(key.column.table, index)
+    compare_texts(context, comparison, modify_ops, schema, table_name, conn_table, table)
     return PriorityDispatchResult.CONTINUE
 
 

@@ -89,12 +89,12 @@ class IndexDefinition:
                 f"{self.name}: a script is written without a database that could be asked for the type of "
                 f"{self.table_name}.{self.column_name}; give table_elements="
             )
-        copied = [_copied(element) for element in elements if not _is_named(element, name)]
+        copied = [copied_element(element) for element in elements if not _is_named(element, name)]
         found = next((e for e in elements if _is_named(e, name)), None)
         if type_ is not None:
             copied.append(Column(name, type_))
         elif found is not None:
-            copied.append(_copied(found))
+            copied.append(copied_element(found))
         else:
             raise MigrationError(f"{self.name}: {self.table_name} has no column {name}")
         if not elements:
@@ -240,7 +240,7 @@ def _is_named(element: SchemaItem, name: str) -> bool:
     return isinstance(element, Column) and element.name == name
 
 
-def _copied(element: Any) -> Any:
+def copied_element(element: Any) -> Any:
     """Return a copy, since an element can belong to one table only."""
     if isinstance(element, Column):
         return Column(element.name, element.type, nullable=element.nullable, primary_key=element.primary_key)

@@ -40,6 +40,9 @@ class Comparison:
     reflected: dict[tuple[int, str | None], dict[str, list[Any]]] = field(default_factory=dict)
     """The vector indexes of each schema, by table; the number is the connection's identity."""
 
+    reflected_texts: dict[tuple[int, str | None], dict[str, list[Any]]] = field(default_factory=dict)
+    """Likewise the text indexes."""
+
     def hide(self, table: Table, index: Index) -> None:
         """Take an index out of its table: Alembic would compare its expression, and warn that it cannot."""
         table.indexes.remove(index)

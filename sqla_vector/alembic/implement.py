@@ -63,6 +63,26 @@ def rebuild_vector_index(operations: Operations, op: ops.RebuildVectorIndexOp) -
     run.support.rebuild_index(run, index, op.build)
 
 
+@Operations.implementation_for(ops.CreateTextIndexOp)
+def create_text_index(operations: Operations, op: ops.CreateTextIndexOp) -> None:
+    run = OperationsRunner(operations)
+    run.support.create_index(run, op.definition.bind(run.connection), op.build)
+
+
+@Operations.implementation_for(ops.DropTextIndexOp)
+def drop_text_index(operations: Operations, op: ops.DropTextIndexOp) -> None:
+    run = OperationsRunner(operations)
+    run.support.drop_text_index(
+        run, op.index_name, op.table_name, op.schema, if_exists=op.if_exists, concurrently=op.concurrently
+    )
+
+
+@Operations.implementation_for(ops.RebuildTextIndexOp)
+def rebuild_text_index(operations: Operations, op: ops.RebuildTextIndexOp) -> None:
+    run = OperationsRunner(operations)
+    run.support.rebuild_index(run, op.definition.bind(run.connection), op.build)
+
+
 @Operations.implementation_for(ops.CreateOutboxTriggerOp)
 def create_outbox_trigger(operations: Operations, op: ops.CreateOutboxTriggerOp) -> None:
     run = OperationsRunner(operations)

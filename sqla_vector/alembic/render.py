@@ -11,6 +11,7 @@ from sqlalchemy import Column, PrimaryKeyConstraint, TypeDecorator, UniqueConstr
 
 from sqla_vector.alembic import ops
 from sqla_vector.alembic.definition import IndexDefinition
+from sqla_vector.alembic.text_definition import TextIndexDefinition
 from sqla_vector.dialects.capture import Capture, Mark
 from sqla_vector.dialects.migration import BuildOptions
 from sqla_vector.embedding import Fingerprint
@@ -86,7 +87,7 @@ def _build(build: BuildOptions) -> dict[str, str]:
     return rendered
 
 
-def _elements(definition: IndexDefinition, context: Any) -> dict[str, str]:
+def _elements(definition: IndexDefinition | TextIndexDefinition, context: Any) -> dict[str, str]:
     if not definition.elements:
         return {}
     sa = _sqlalchemy_autogenerate_prefix(context)
@@ -149,6 +150,42 @@ def _rebuild_index(context: Any, op: ops.RebuildVectorIndexOp) -> str:
         named["existing"] = _dict(_options(op.existing))
     positional = (definition.name, definition.table_name, definition.column_name)
     return _call(context, "rebuild_vector_index", positional, named)
+
+
+def _text_options(definition: TextIndexDefinition) -> dict[str, str]:
+    return {name: repr(value) for name, value in definition.written().items()}
+
+
+def _text_index(context: Any, op: ops.CreateTextIndexOp | ops.RebuildTextIndexOp) -> dict[str, str]:
+    """Return the arguments after the names of the index and its table."""
+    definition = op.definition
+    return {
+        "columns": repr(list(definition.columns)),
+        **_text_options(definition),
+        **_optional(schema=definition.schema),
+        **_build(op.build),
+        **_elements(definition, context),
+    }
+
+
+@renderers.dispatch_for(ops.CreateTextIndexOp)
+def _create_text_index(context: Any, op: ops.CreateTextIndexOp) -> str:
+    positional = (op.definition.name, op.definition.table_name)
+    return _call(context, "create_text_index", positional, _text_index(context, op))
+
+
+@renderers.dispatch_for(ops.DropTextIndexOp)
+def _drop_text_index(context: Any, op: ops.DropTextIndexOp) -> str:
+    named = _optional(schema=op.schema, if_exists=op.if_exists, concurrently=op.concurrently)
+    return _call(context, "drop_text_index", (op.index_name, op.table_name), named)
+
+
+@renderers.dispatch_for(ops.RebuildTextIndexOp)
+def _rebuild_text_index(context: Any, op: ops.RebuildTextIndexOp) -> str:
+    named = _text_index(context, op)
+    if op.existing is not None:
+        named["existing"] = _dict({"columns": repr(list(op.existing.columns)), **_text_options(op.existing)})
+    return _call(context, "rebuild_text_index", (op.definition.name, op.definition.table_name), named)
 
 
 def _dict(rendered: dict[str, str]) -> str:

@@ -15,12 +15,14 @@ from sqlalchemy.types import TypeEngine
 
 from sqla_vector.exc import InvalidIdentifier, InvalidOption
 from sqla_vector.schema import IndexSpec, VectorIndexKey, check_existing_name, check_identifier, check_whole_number
+from sqla_vector.text_index import TextIndexKey, TextIndexSpec
 
 __all__ = [
     "PLAIN",
     "BuildOptions",
     "MigrationSupport",
     "ReflectedIndex",
+    "ReflectedText",
     "Runner",
     "beside",
     "kept",
@@ -116,6 +118,19 @@ class ReflectedIndex:
         return True
 
 
+@dataclass(frozen=True)
+class ReflectedText:
+    """A text index as found in the database; the weights are those that its labels usually have."""
+
+    name: str
+    table_name: str
+    spec: TextIndexSpec
+    definition: Any
+    """What the dialect module compares with a declaration."""
+    is_valid: bool = True
+    """Whether its build was finished."""
+
+
 class MigrationSupport(Protocol):
     """What a dialect module provides for migrations."""
 
@@ -130,6 +145,14 @@ class MigrationSupport(Protocol):
 
     def reflect(self, connection: Connection, schema: str | None) -> list[ReflectedIndex]:
         """Return the vector indexes of a schema."""
+
+    def reflect_texts(self, connection: Connection, schema: str | None) -> list[ReflectedText]:
+        """Return the text indexes of a schema."""
+
+    def text_difference(
+        self, connection: Connection, index: Index, key: TextIndexKey, found: ReflectedText
+    ) -> str | None:
+        """Return in what a text index differs from its declaration, None if in nothing."""
 
     def is_wanted(self, connection: Connection, index: Index, key: VectorIndexKey) -> bool:
         """Tell whether this database builds a declared index at all."""
@@ -146,6 +169,11 @@ class MigrationSupport(Protocol):
         self, run: Runner, name: str, table: str, schema: str | None, *, if_exists: bool, concurrently: bool
     ) -> None:
         """Drop an index."""
+
+    def drop_text_index(
+        self, run: Runner, name: str, table: str, schema: str | None, *, if_exists: bool, concurrently: bool
+    ) -> None:
+        """Drop a text index."""
 
     def rebuild_index(self, run: Runner, index: Index, build: BuildOptions) -> None:
         """Build an index anew; the old one serves until the new one is there."""

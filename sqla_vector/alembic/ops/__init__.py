@@ -11,17 +11,21 @@ from sqla_vector.alembic.ops.column import (
 )
 from sqla_vector.alembic.ops.extension import CreateVectorExtensionOp, DropVectorExtensionOp
 from sqla_vector.alembic.ops.index import CreateVectorIndexOp, DropVectorIndexOp, RebuildVectorIndexOp
+from sqla_vector.alembic.ops.text import CreateTextIndexOp, DropTextIndexOp, RebuildTextIndexOp
 
 __all__ = [
     "ChangeVectorColumnOp",
     "ConvertVectorColumnOp",
     "CreateOutboxTriggerOp",
+    "CreateTextIndexOp",
     "CreateVectorExtensionOp",
     "CreateVectorIndexOp",
     "DropKeptVectorColumnOp",
     "DropOutboxTriggerOp",
+    "DropTextIndexOp",
     "DropVectorExtensionOp",
     "DropVectorIndexOp",
+    "RebuildTextIndexOp",
     "RebuildVectorIndexOp",
     "ReplacingOp",
     "RestoreVectorColumnOp",

@@ -17,6 +17,7 @@ from sqlalchemy.sql.elements import quoted_name
 from sqla_vector.dialects.migration import (
     BuildOptions,
     ReflectedIndex,
+    ReflectedText,
     Runner,
     beside,
     named_index,
@@ -27,10 +28,12 @@ from sqla_vector.dialects.migration import (
 from sqla_vector.dialects.postgresql.extension import create_extension, find_extension, version_tuple
 from sqla_vector.dialects.postgresql.progress import watch_build
 from sqla_vector.dialects.postgresql.reflection import difference, reflect
+from sqla_vector.dialects.postgresql.text_reflection import reflect_texts, text_difference
 from sqla_vector.dialects.postgresql.tuned import carry_comment
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.exc import ExtensionMissing, MigrationError
 from sqla_vector.schema import VectorIndexKey, index_key, is_small
+from sqla_vector.text_index import TextIndexKey, text_index_key
 from sqla_vector.types import VectorType, support_of
 
 __all__ = ["PostgreSQLMigration"]
@@ -90,6 +93,14 @@ class PostgreSQLMigration:
     def reflect(self, connection: Connection, schema: str | None) -> list[ReflectedIndex]:
         return reflect(connection, schema)
 
+    def reflect_texts(self, connection: Connection, schema: str | None) -> list[ReflectedText]:
+        return reflect_texts(connection, schema)
+
+    def text_difference(
+        self, connection: Connection, index: Index, key: TextIndexKey, found: ReflectedText
+    ) -> str | None:
+        return text_difference(key, found)
+
     def is_wanted(self, connection: Connection, index: Index, key: VectorIndexKey) -> bool:
         return key.spec.method != "auto" or not is_small(connection, key.column.table)
 
@@ -118,6 +129,11 @@ class PostgreSQLMigration:
         with run.autocommit() if concurrently else nullcontext():
             # Run again after an interruption it may be gone already.
             self._drop(run, named_index(name, table, schema), concurrently, if_exists or concurrently)
+
+    def drop_text_index(
+        self, run: Runner, name: str, table: str, schema: str | None, *, if_exists: bool, concurrently: bool
+    ) -> None:
+        self.drop_index(run, name, table, schema, if_exists=if_exists, concurrently=concurrently)
 
     def rebuild_index(self, run: Runner, index: Index, build: BuildOptions) -> None:
         assert index.table is not None
@@ -235,22 +251,31 @@ def _type_sql(run: Runner, column: Column[Any]) -> str:
     return str(run.dialect.type_compiler_instance.process(column.type))
 
 
-def _find_index(run: Runner, index: Index) -> ReflectedIndex | None:
+def _find_index(run: Runner, index: Index) -> ReflectedIndex | ReflectedText | None:
     if run.connection is None:
         return None
     assert index.table is not None
-    found = reflect(run.connection, index.table.schema)
+    schema = index.table.schema
+    found: list[ReflectedIndex | ReflectedText] = [
+        *(reflect(run.connection, schema) if text_index_key(index) is None else reflect_texts(run.connection, schema))
+    ]
     return next((candidate for candidate in found if candidate.name == index.name), None)
 
 
-def _check_same(run: Runner, index: Index, found: ReflectedIndex) -> None:
-    key = index_key(index)
-    assert key is not None
+def _check_same(run: Runner, index: Index, found: ReflectedIndex | ReflectedText) -> None:
     assert run.connection is not None
-    here = key.column.table.name
+    assert index.table is not None
+    here = index.table.name
     # The names of indexes are those of a schema, not of a table.
-    on_another = None if found.table_name == here else f"it is on {found.table_name}, not on {here}"
-    differs = on_another or difference(run.connection, index, key, found)
+    differs = None if found.table_name == here else f"it is on {found.table_name}, not on {here}"
+    key, text = index_key(index), text_index_key(index)
+    if differs is None and isinstance(found, ReflectedText):
+        assert text is not None
+        differs = text_difference(text, found)
+    elif differs is None:
+        assert key is not None
+        assert isinstance(found, ReflectedIndex)
+        differs = difference(run.connection, index, key, found)
     if differs is not None:
         raise MigrationError(f"there is another index {index.name} already, which differs: {differs}; drop it first")
 

@@ -19,9 +19,10 @@ from sqla_vector.text_expression import TextMatch, TextNode, TextScore, TextSnip
 from sqla_vector.text_index import TextIndexKey, TextIndexSpec
 from sqla_vector.web_query import ENGLISH_STOP_WORDS, Phrase, WebQuery
 
-__all__ = ["text_query"]
+__all__ = ["GAP", "SEPARATOR", "text_query"]
 
-_SEPARATORS: Final = (
+SEPARATOR: Final = (
+    r"["
     # ASCII and Latin-1 but letters and digits
     r"\u0001-\u002f\u003a-\u0040\u005b-\u0060\u007b-\u00a9\u00ab-\u00b1\u00b4\u00b6-\u00b8\u00bb\u00bf\u00d7\u00f7"
     # punctuation of Greek, Armenian, Hebrew, Arabic and Devanagari
@@ -34,10 +35,11 @@ _SEPARATORS: Final = (
     r"\u3000-\u3004\u3008-\u3020\u3030\u303d-\u303f\u30a0\u30fb\ufe10-\ufe19\ufe30-\ufe6b\uff01-\uff0f\uff1a-\uff20"
     r"\uff3b-\uff40\uff5b-\uff65\uffe0-\uffee"
     # emoji and other pictures
-    r"\U0001f000-\U0001f0f5\U0001f10d-\U0001faff"
+    r"\U0001f000-\U0001f0f5\U0001f10d-\U0001faff]+"
 )
+"""Matches what stands between words."""
 
-_GAP: Final = "'|:100'::tsvector"
+GAP: Final = "'|:100'::tsvector"
 
 
 def _configuration(language: str) -> str:
@@ -48,10 +50,11 @@ def vector_sql(spec: TextIndexSpec, columns: Iterable[str]) -> str:
     """Return the indexed expression over columns in SQL."""
     parts = []
     for column, label in zip(columns, spec.labels, strict=True):
-        spaced = f"regexp_replace(coalesce({column}, ''), '[{_SEPARATORS}]+', ' ', 'g')"
+        # As text, so that the expression is the same after the column's type has been changed.
+        spaced = f"regexp_replace(coalesce({column}::text, ''), '{SEPARATOR}', ' ', 'g')"
         vector = f"to_tsvector({_configuration(spec.language)}, {spaced})"
         parts.append(f"setweight({vector}, '{label}')" if spec.is_weighted else vector)
-    return f"({f' || {_GAP} || '.join(parts)})"
+    return f"({f' || {GAP} || '.join(parts)})"
 
 
 def text_query(query: WebQuery, language: str) -> str:

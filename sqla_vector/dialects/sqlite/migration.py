@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from typing import Any, Final
 
 import numpy as np
@@ -11,16 +10,24 @@ from sqlalchemy import Column, Index, Integer, LargeBinary, Table, literal_colum
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import CreateIndex
 
-from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, Runner, quoted, watcher
+from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, ReflectedText, Runner, quoted, watcher
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
+from sqla_vector.dialects.sqlite.differing import statements_differ
 from sqla_vector.dialects.sqlite.index import creatable, vec0_index
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
+from sqla_vector.dialects.sqlite.text_migration import (
+    create_text_index,
+    drop_text_index,
+    reflect_texts,
+    text_difference,
+)
 from sqla_vector.dialects.sqlite.tuned import load, remember, remembered
 from sqla_vector.exc import MigrationError
 from sqla_vector.schema import IndexSpec, VectorIndexKey, index_key, is_small
+from sqla_vector.text_index import TextIndexKey, text_index_key
 from sqla_vector.types import VectorType
 
 __all__ = ["SQLiteMigration"]
@@ -28,10 +35,6 @@ __all__ = ["SQLiteMigration"]
 logger = logging.getLogger("alembic.sqla_vector")
 
 _UNKNOWN: Final = frozenset({"method", "options"})
-_QUOTES: Final = re.compile(r"[\"`\[\]]")
-_SPACE: Final = re.compile(r"\s+")
-_WORD: Final = re.compile(r"[^\s,]+")
-_CREATED: Final = re.compile(r"CREATE (VIRTUAL TABLE|TABLE|TRIGGER) (?:\w+\.)?(\w+)", re.IGNORECASE)
 
 
 class SQLiteMigration:
@@ -75,18 +78,20 @@ class SQLiteMigration:
         vec0 = vec0_index(index)
         assert vec0 is not None
         statements = Vec0Statements(vec0, connection.dialect.identifier_preparer).create()
-        kept = (sql for sql in statements if sql.startswith("CREATE ") and not sql.startswith("CREATE INDEX"))
-        if sorted(found.definition.values()) == sorted(kept):
-            return None  # the usual case, word for word
-        declared = _definitions(statements)
-        is_there = {name: _plain(sql) for name, sql in found.definition.items()}
-        for name in sorted(declared.keys() | is_there.keys()):
-            old, new = is_there.get(name), declared.get(name)
-            if old != new and _unordered(old) != _unordered(new):
-                return f"{name}, which is {is_there.get(name, 'missing')}"
-        return None
+        return statements_differ(found.definition, statements)
+
+    def reflect_texts(self, connection: Connection, schema: str | None) -> list[ReflectedText]:
+        return reflect_texts(connection, schema)
+
+    def text_difference(
+        self, connection: Connection, index: Index, key: TextIndexKey, found: ReflectedText
+    ) -> str | None:
+        return text_difference(connection, index, found)
 
     def create_index(self, run: Runner, index: Index, build: BuildOptions) -> None:
+        if text_index_key(index) is not None:
+            create_text_index(run, index, build)
+            return
         vec0 = vec0_index(index)
         assert vec0 is not None
         assert index.table is not None
@@ -129,9 +134,18 @@ class SQLiteMigration:
             settings_of(run.dialect).vec0_changed = True
             refresh_vec0_tables(run.dialect, RawConnection(connection.connection.dbapi_connection).rows)
 
+    def drop_text_index(
+        self, run: Runner, name: str, table: str, schema: str | None, *, if_exists: bool, concurrently: bool
+    ) -> None:
+        drop_text_index(run, name, schema, if_exists=if_exists)
+
     def rebuild_index(self, run: Runner, index: Index, build: BuildOptions) -> None:
         # vec0 tables cannot be renamed; the transaction is what keeps the old one until the new one is there.
         assert index.table is not None
+        if text_index_key(index) is not None:
+            drop_text_index(run, str(index.name), index.table.schema, if_exists=True)
+            create_text_index(run, index, build)
+            return
         connection = run.connection
         tuned = None if connection is None else remembered(connection, index)
         self.drop_index(run, str(index.name), index.table.name, index.table.schema, if_exists=True, concurrently=False)
@@ -215,32 +229,6 @@ def _unknown(spec: IndexSpec) -> frozenset[str]:
 
 def _in(dialect: Any, schema: str | None) -> str:
     return f"{quoted(dialect, schema)}." if schema else ""
-
-
-def _plain(sql: str) -> str:
-    """Return SQL without what SQLite may write another way: quotes after a table is renamed, white space."""
-    return _SPACE.sub(" ", _QUOTES.sub("", sql)).strip()
-
-
-def _unordered(sql: str | None) -> object:
-    """Return the words of each statement of a trigger, in no order; the rest as it is.
-
-    Columns and statements stand in the order of the columns' names, which a column that is renamed does not keep.
-    """
-    if sql is None or not sql.startswith("CREATE TRIGGER"):
-        return sql
-    return sorted(sorted(_WORD.findall(statement)) for statement in re.split(" BEGIN |; ", sql))
-
-
-def _definitions(statements: list[str]) -> dict[str, str]:
-    """Return the statements that SQLite keeps, by the name of what they create and as it keeps them."""
-    found = {}
-    for statement in statements:
-        created = _CREATED.match(_plain(statement))
-        if created is not None:
-            what, name = created.groups()
-            found[name] = f"CREATE {what} {name}{_plain(statement)[created.end() :]}"
-    return found
 
 
 def _convert_values(connection: Connection, column: Column[Any], existing: Column[Any]) -> None:
