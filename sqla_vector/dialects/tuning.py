@@ -48,6 +48,10 @@ class IndexFacts:
     """How often it was used since the server's statistics were reset; None where nobody counts."""
     analyzed: str | None
     """When the planner's statistics were last gathered."""
+    trained_rows: int | None = None
+    """From how many rows its lists were learned, where the database keeps it."""
+    advice: str | None = None
+    """What to do about its lists."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,13 @@ class ServerFacts:
 class TuningSupport(Protocol):
     """What a dialect module provides for measuring, tuning and looking after indexes."""
 
+    builds_concurrently: bool
+    """Whether an index can be built anew while others write, which is outside of any transaction."""
+
     def built(self, index: Index, key: VectorIndexKey) -> str:
         """Return what a declared index is here, in the words of :attr:`TunedIndex.built`."""
 
-    def knobs(self, index: Index, key: VectorIndexKey, k: int) -> tuple[Knob, ...]:
+    def knobs(self, connection: Connection, index: Index, key: VectorIndexKey, k: int) -> tuple[Knob, ...]:
         """Return what can be set for a search of k rows, in the order of tuning; nothing where the index is exact."""
 
     def isolated(self, connection: Connection) -> AbstractContextManager[None]:

@@ -71,8 +71,8 @@ def explain_nearest(connection: Session | Connection, stmt: Select[Any]) -> Sear
     for index, key in declared:
         if str(index.name) in used:
             method, precision = support.served_by(key)
-            reason = f"{index.name} serves the search ({method}){_tuned(bind, index, key, search.criterion)}"
-            return SearchPlan(str(index.name), method, precision, reason, plan)
+            serves = f"{index.name} serves the search ({method}){_tuned(bind, index, key, search.criterion)}"
+            return SearchPlan(str(index.name), method, precision, serves, plan)
     if used:
         name = min(used)
         return SearchPlan(name, None, None, f"{name}, an index that the model does not declare, serves it", plan)
@@ -97,7 +97,7 @@ def _tuned(connection: Connection, index: Index, key: VectorIndexKey, criterion:
     if criterion is None or criterion.recall is None:
         return ""
     support: TuningSupport = support_of(connection.dialect).tuning()
-    if not support.knobs(index, key, criterion.k):
+    if not support.knobs(connection, index, key, criterion.k):
         return f", which finds everything, so recall {criterion.recall:g} is held"
     assert index.table is not None
     place, built = (connection.schema_for_object(index.table), str(index.name)), support.built(index, key)

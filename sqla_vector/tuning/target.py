@@ -19,7 +19,7 @@ from sqla_vector.types import support_of
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-__all__ = ["Searched", "count_vectors", "declared_on", "searched", "support_for"]
+__all__ = ["Searched", "count_vectors", "declared_on", "searched", "searched_column", "support_for"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ def searched(column: Any, metric: str | None = None) -> Searched:
         UnsupportedMetric: its type has no such metric.
     """
     element, type_ = vector_type_of(column)
-    found = indexed_column(element)
-    if found is None:
-        raise InvalidOption(f"{element} is no column of a table, so no index can serve it")
+    found = searched_column(column)
     if metric is None:
         declared = declared_metrics(element)
         if len(declared) > 1:
@@ -69,6 +67,19 @@ def searched(column: Any, metric: str | None = None) -> Searched:
         name = resolve_metric(metric, type_.kind, type_.column_name).name
     indexes = tuple((i, k) for i, k in declared_on(found) if k.spec.metric_name == name)
     return Searched(found, name, indexes)
+
+
+def searched_column(column: Any) -> Column[Any]:
+    """Return the column of a table that is meant by an attribute, or by that of an alias.
+
+    Raises:
+        InvalidOption: it is none.
+    """
+    element, _ = vector_type_of(column)
+    found = indexed_column(element)
+    if found is None:
+        raise InvalidOption(f"{element} is no column of a table, so no index can serve it")
+    return found
 
 
 def declared_on(column: Column[Any]) -> list[tuple[Index, VectorIndexKey]]:

@@ -102,7 +102,7 @@ def tune(
     check_whole_number(sample, "sample", 2, MAX_SAMPLE // 2)
     connection, support = support_for(session, "atune()")
     index, key = target.index()
-    knobs = support.knobs(index, key, k)
+    knobs = support.knobs(connection, index, key, k)
     if not knobs:
         raise IndexNotUsable(f"{index.name} has nothing to tune: its searches are exact, or cannot be told anything")
     asked = questions_of(connection, target, 2 * sample, queries, where, seed)

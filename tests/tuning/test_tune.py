@@ -26,7 +26,12 @@ POSTGRESQL: dict[str, dict[str, Any]] = {
     "ivfflat": {"method": "ivfflat", "lists": 50},
     "ivfflat binary": {"method": "ivfflat", "lists": 20, "precision": "binary"},
 }
-SQLITE: dict[str, dict[str, Any]] = {"binary": {"precision": "binary"}, "int8": {"precision": "int8"}}
+SQLITE: dict[str, dict[str, Any]] = {
+    "binary": {"precision": "binary"},
+    "int8": {"precision": "int8"},
+    "ivfflat": {"method": "ivfflat", "lists": 50},
+    "ivfflat int8": {"method": "ivfflat", "lists": 50, "precision": "int8", "value_range": 8.0},
+}
 
 
 def check(backend: Backend, engine: AnyEngine, options: dict[str, Any]) -> None:

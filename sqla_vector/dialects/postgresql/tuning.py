@@ -68,10 +68,12 @@ def _render_indexed_distance(element: _IndexedDistance, compiler: SQLCompiler, *
 class PostgreSQLTuning:
     """Implements :class:`sqla_vector.dialects.tuning.TuningSupport`."""
 
+    builds_concurrently = True
+
     def built(self, index: Index, key: VectorIndexKey) -> str:
         return built(key)
 
-    def knobs(self, index: Index, key: VectorIndexKey, k: int) -> tuple[Knob, ...]:
+    def knobs(self, connection: Connection, index: Index, key: VectorIndexKey, k: int) -> tuple[Knob, ...]:
         precision = effective_precision(key.spec, key.vector_type.kind, key.dim)
         found = []
         if precision == "binary":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from math import ceil, sqrt
+from typing import Any, Final
 
 from sqlalchemy import Index
 from sqlalchemy.engine import Connection
@@ -13,7 +14,8 @@ from sqlalchemy.schema import CreateIndex, DropIndex
 from sqla_vector.dialects.migration import quoted
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection
-from sqla_vector.dialects.sqlite.index import Vec0Index, exists, vec0_index
+from sqla_vector.dialects.sqlite.index import Vec0Index, exists, is_in_lists, vec0_index
+from sqla_vector.dialects.sqlite.ivf import Lists, lists_of, train
 from sqla_vector.dialects.sqlite.search import MAX_K, OVERSAMPLE
 from sqla_vector.dialects.sqlite.tuned import load, remember, remembered
 from sqla_vector.dialects.tuned import KNOBS, TunedIndex
@@ -23,21 +25,43 @@ from sqla_vector.schema import VectorIndexKey
 
 __all__ = ["SQLiteTuning"]
 
+_MORE_PRECISE: Final = "keep more of the vectors: int8 in place of binary, or full"
+
+
+_ROW: Final = 16
+"""About what vec0 takes to remember where a row is."""
+
 
 class SQLiteTuning:
     """Implements :class:`sqla_vector.dialects.tuning.TuningSupport`."""
 
+    builds_concurrently = False
+
     def built(self, index: Index, key: VectorIndexKey) -> str:
         return _vec0(index).built
 
-    def knobs(self, index: Index, key: VectorIndexKey, k: int) -> tuple[Knob, ...]:
+    def knobs(self, connection: Connection, index: Index, key: VectorIndexKey, k: int) -> tuple[Knob, ...]:
         vec0 = _vec0(index)
+        found = []
         # With more candidates than vec0 returns the search is an exact scan.
         highest = min(KNOBS["oversample"], (MAX_K - 1) // k)
-        if vec0.is_exact or vec0.precision == "full" or highest < 1:
-            return ()
-        usual = min(highest, OVERSAMPLE[vec0.precision])
-        return (Knob("oversample", 1, highest, usual, "keep more of the vectors: int8 in place of binary, or full"),)
+        if vec0.precision != "full" and highest > 0:
+            usual = min(highest, OVERSAMPLE[vec0.precision])
+            found.append(Knob("oversample", 1, highest, usual, _MORE_PRECISE))
+        lists = self._lists(connection, index)
+        if lists is not None and lists.count > 1:
+            found.append(Knob("probes", 1, lists.count, ceil(sqrt(lists.count)), "train it anew by optimize()"))
+        return tuple(found)
+
+    def _lists(self, connection: Connection, index: Index) -> Lists | None:
+        """Return the lists of an index, None if it has none or is not there."""
+        vec0, preparer, settings = (
+            _vec0(index),
+            connection.dialect.identifier_preparer,
+            settings_of(connection.dialect),
+        )
+        is_there = exists(vec0, preparer, settings) and is_in_lists(vec0, preparer, settings)
+        return lists_of(connection, index) if is_there else None
 
     def isolated(self, connection: Connection) -> AbstractContextManager[None]:
         return nullcontext()  # a search sets nothing here
@@ -68,12 +92,17 @@ class SQLiteTuning:
             f"FROM {beneath('chunks')}"
         )
         ((taken,),) = raw.rows(f"SELECT count(*) FROM {beneath('rowids')}")
-        return IndexFacts(blobs + maps, None, "ready", {}, places - taken, None, None)
+        lists, size = self._lists(connection, index), blobs + maps + _ROW * taken
+        if lists is None:
+            return IndexFacts(size, None, "ready", {}, places - taken, None, None)
+        options = {"lists": lists.count}
+        return IndexFacts(size, None, "ready", options, places - taken, None, None, lists.trained_rows, lists.advice)
 
     def imbalance(
         self, connection: Connection, index: Index, key: VectorIndexKey, rows: int, samples: Sequence[Any]
     ) -> float | None:
-        return None
+        lists = self._lists(connection, index)
+        return None if lists is None else lists.imbalance
 
     def server(self, connection: Connection) -> ServerFacts:
         return ServerFacts(None, None, 0)
@@ -82,6 +111,16 @@ class SQLiteTuning:
         vec0 = _vec0(index)
         if not exists(vec0, connection.dialect.identifier_preparer, settings_of(connection.dialect)):
             raise IndexNotUsable(f"{index.name} is not in the database; create it (index.create(), or a migration)")
+        if self._lists(connection, index) is not None:
+            lists = train(connection, index)
+            done = f"{index.name} trained anew: {lists.count:,} lists"
+        else:
+            self._make_anew(connection, index)
+            done = f"{index.name} made anew from the rows of its table"
+        connection.exec_driver_sql(f"ANALYZE {_table(connection, index)}")
+        return [done, f"ANALYZE {_table(connection, index)}"]
+
+    def _make_anew(self, connection: Connection, index: Index) -> None:
         tuned = remembered(connection, index)
         # vec0 never gives a place back that a row has left; made anew it has none.
         with connection.begin_nested():
@@ -89,8 +128,7 @@ class SQLiteTuning:
             connection.execute(CreateIndex(index))
             if tuned is not None:
                 remember(connection, index, tuned)
-        connection.exec_driver_sql(f"ANALYZE {_table(connection, index)}")
-        return [f"{index.name} made anew from the rows of its table", f"ANALYZE {_table(connection, index)}"]
+        load(connection)
 
     def vacuum(self, connection: Connection, index: Index) -> list[str]:
         schema = connection.schema_for_object(_vec0(index).table)
