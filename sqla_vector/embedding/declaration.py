@@ -21,6 +21,7 @@ __all__ = [
     "Dependency",
     "EmbeddedColumn",
     "EmbeddingSpec",
+    "dependencies_of",
     "embedded_columns",
     "embedded_mappers",
     "embedding_column",
@@ -131,6 +132,11 @@ class EmbeddedColumn:
     def __str__(self) -> str:
         return f"{self.mapper.class_.__name__}.{self.key}"
 
+    @property
+    def source(self) -> SourceText:
+        """What makes its text."""
+        return self.spec.source
+
     def text_of(self, entity: object) -> str | None:
         """Return what may be known of an entity's text, None if it has none."""
         return self.spec.source(entity)
@@ -237,16 +243,32 @@ def _checked(mapper: Mapper[Any], key: str, column: Column[Any], spec: Embedding
 
 
 def _with_dependencies(embedded: EmbeddedColumn) -> EmbeddedColumn:
-    spec, where = embedded.spec, str(embedded)
-    made = spec.source.function is not None
-    dependencies = tuple(_dependency(embedded.mapper, path, where, made) for path in spec.source.paths)
+    return replace(embedded, dependencies=dependencies_of(embedded.mapper, embedded.spec.source, str(embedded)))
+
+
+def dependencies_of(
+    mapper: Mapper[Any], source: SourceText, where: str, declared_by: str = "embedding_column()"
+) -> tuple[Dependency, ...]:
+    """Return what a text is made of.
+
+    Args:
+        mapper: the class whose rows have the text.
+        source: what makes it.
+        where: says whose text it is, in messages.
+        declared_by: the function that is given the source.
+
+    Raises:
+        InvalidDeclaration: an attribute is none that a text can be made of, or its text may not leave.
+    """
+    made = source.function is not None
+    dependencies = tuple(_dependency(mapper, path, where, made) for path in source.paths)
     hidden = [d for d in dependencies if _is_private(d)]
-    if hidden and spec.source.redact is None:
+    if hidden and source.redact is None:
         raise InvalidDeclaration(
             f"{where}: {'.'.join((*hidden[0].path, hidden[0].key))} is marked private, so its text may not leave as it "
-            "is; give embedding_column() redact=, a function that returns what may be known of it"
+            f"is; give {declared_by} redact=, a function that returns what may be known of it"
         )
-    return replace(embedded, dependencies=dependencies)
+    return dependencies
 
 
 def _column(mapper: Mapper[Any], key: str) -> Column[Any] | None:

@@ -12,6 +12,7 @@ from sqlalchemy import DDL, MetaData, Table, UniqueConstraint, event, inspect
 from sqlalchemy.engine import Connection
 
 from sqla_vector.dialects.capture import Capture, CaptureSupport, Join, KeyKind, Mark, captures_of, declare_capture
+from sqla_vector.tracking.derived import Derived, derived_of
 from sqla_vector.tracking.mirrors import Mirror, is_among, mirrors
 from sqla_vector.tracking.outbox import CHANNEL, check_outbox
 from sqla_vector.tracking.paths import Link, text_paths
@@ -56,7 +57,8 @@ def outbox_triggers(models: Models, outbox: Table) -> tuple[Capture, ...]:
     """
     table = check_outbox(outbox)
     copies = [one for one in mirrors() if one.outbox is table and is_among(one.mapper, models)]
-    found = _captures([*_text_marks(targets_of(models)), *_copy_marks(copies)], table)
+    marked = [*_text_marks(targets_of(models)), *_derived_marks(derived_of(models)), *_copy_marks(copies)]
+    found = _captures(marked, table)
     tables = {captured for captured, _ in found}
     for metadata in {id(m): m for m in (table.metadata, *(t.metadata for t in tables))}.values():
         if not captures_of(metadata):
@@ -100,6 +102,11 @@ def _copy_marks(copies: Iterable[Mirror]) -> Iterator[tuple[str, Table, Mark]]:
     for mirror in copies:
         marks = _marks(mirror.target, mirror, None)
         yield from ((mirror.channel, table, mark) for table, mark in _merged(marks))
+
+
+def _derived_marks(all_derived: Iterable[Derived]) -> Iterator[tuple[str, Table, Mark]]:
+    for derived in all_derived:
+        yield from ((CHANNEL, table, mark) for table, mark in _merged(_marks(derived.target, derived, None)))
 
 
 def _merged(marks: Iterable[tuple[Table, Mark]]) -> Iterator[tuple[Table, Mark]]:

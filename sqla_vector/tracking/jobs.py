@@ -11,8 +11,9 @@ from sqlalchemy import Connection, Table, delete, exists, select
 from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.embedding import EmbeddedColumn, Model
+from sqla_vector.tracking.derived import Derived
 from sqla_vector.tracking.events import FailureKind
-from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone
+from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone, put
 from sqla_vector.tracking.patience import is_of_values, said
 from sqla_vector.tracking.related import has_relations, lock_related
 from sqla_vector.tracking.targets import Embedders, Key, Target
@@ -188,6 +189,7 @@ def finish(
     embedders: Embedders,
     delays: Sequence[float],
     later: float,
+    derived: Sequence[Derived] = (),
 ) -> dict[str, int]:
     """Write what was made for rows that are still as they were read, and settle the entries.
 
@@ -198,6 +200,7 @@ def finish(
         embedders: by name.
         delays: seconds until the next attempt, after the first failure, the second and so on; then it is dead.
         later: seconds until a row is looked at again that somebody is changing.
+        derived: what is made of texts.
 
     Returns:
         The number of rows by what became of them.
@@ -205,6 +208,8 @@ def finish(
     batch.failed.clear()
     # Another model may have come into force meanwhile; its rows are then left for later.
     written = _write_all(connection, batch, embedders.at(lambda column: connection, hold=True))
+    for made in derived:
+        written |= _bring_into_step(connection, outbox, batch, made)
     done = {name: row for name, row in batch.rows.items() if row.failure is None and not row.is_late}
     late = [row for row in batch.rows.values() if row.failure is None and row.is_late]
     failed = [(row, row.failure) for row in batch.rows.values() if row.failure is not None]
@@ -225,6 +230,22 @@ def finish(
         "retried": len(failed) + len(batch.broken) - dead,
         "dead": dead,
     }
+
+
+def _bring_into_step(connection: Connection, outbox: Table, batch: Batch, derived: Derived) -> set[RowName]:
+    """Write the rows that are made of those of a batch, and entries for those whose vectors are to be made."""
+    entity = derived.target.entity
+    keys = [key for name, key in batch.rows if name == entity]
+    if not keys:
+        return set()
+    difference = derived.compare(connection, keys, lock=True)
+    for key, why in difference.errors.items():
+        batch.rows[entity, key].failure = Failure("text", f"{derived}: {why}", is_final=True)
+    for key in difference.late:
+        batch.rows[entity, key].is_late = True
+    without = derived.write(connection, difference, {})
+    put(connection, outbox, [(derived.rows.entity, derived.rows.encode(key)) for key in without])
+    return {(entity, key) for key in difference.changed}
 
 
 def _bury(

@@ -20,6 +20,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE, instance_state
 from sqla_vector.embedding import Embedder, Model, embed, fingerprint
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, InvalidText
+from sqla_vector.tracking.derived import Derived
 from sqla_vector.tracking.events import Outage, TextsEmbedded
 from sqla_vector.tracking.mirrors import Mirror
 from sqla_vector.tracking.observe import Watch
@@ -283,6 +284,7 @@ class Listener:
             return
         entries: dict[tuple[Target, Key], Operation] = dict.fromkeys(flush.moved, "upsert")
         others: dict[Dependant, set[Key]] = {}
+        made: dict[Derived, list[State]] = {}
         for state, (is_deleted, list_only) in context.states.items():
             if list_only:
                 continue
@@ -295,6 +297,11 @@ class Listener:
                 for column in plan.at_flush:
                     if column.references and flush.touches(state, column.references):
                         flush.late.setdefault(column, []).append(state)
+            for derived in plan.derived:
+                if is_deleted or state.key is None or flush.touches(state, derived.watched):
+                    made.setdefault(derived, []).append(state)
+                    if derived.is_related and not is_deleted:
+                        entries[derived.target, _key_of(derived.target, state)] = "upsert"
             for mirror in plan.mirrors:
                 entries.update(_copies(flush, mirror, state, is_deleted))
             for dependant in plan.dependants:
@@ -307,10 +314,35 @@ class Listener:
             for key in sorted(found, key=repr):
                 entries.setdefault((dependant.target, key), "upsert")
         self._write_entries(session, entries)
+        for derived, states in made.items():
+            self._bring_into_step(session, flush, derived, states)
         for late, by_hand in ((flush.by_hand, True), (flush.late, False)):
             for column, states in late.items():
                 written = [s for s in states if not context.states.get(s, (True, True))[0]]
                 self._look_again(session, flush.embedders, column, written, by_hand=by_hand)
+
+    def _bring_into_step(self, session: Session, flush: _Flush, derived: Derived, states: Sequence[State]) -> None:
+        """Write the rows that are made of the texts of rows, with their vectors unless a worker makes them."""
+        connection = _connection(session, derived.target)
+        keys = {_key_of(derived.target, state) for state in states}
+        keys |= {key for state in states if (key := _key_before(derived.target, state)) is not None}
+        difference = derived.compare(connection, sorted(keys, key=repr))
+        for error in difference.errors.values():
+            raise InvalidText(f"{derived}: {error}")
+        vectors: dict[str, tuple[NDArray[Any], str | None]] = {}
+        texts = list(difference.texts)
+        if derived.column.spec.when == "flush" and texts:
+            embedder = flush.embedders.embedder(derived.column)
+            try:
+                found = self._embedded(embedder, texts)
+            except EmbedderUnavailable as error:
+                self._note_outage(embedder, error)
+            else:
+                model = flush.embedders.model(derived.column)
+                vectors = {t: (vector, fingerprint(model, t)) for t, vector in zip(texts, found, strict=True)}
+        without = derived.write(connection, difference, vectors)
+        self._write_entries(session, {(derived.rows, key): "upsert" for key in without})
+        derived.expire(session, difference, [state.obj() for state in states])
 
     def _write_entries(self, session: Session, entries: Mapping[tuple[Target, Key], Operation]) -> None:
         by_target: dict[tuple[Target, Operation], list[tuple[str, str]]] = {}
@@ -319,7 +351,7 @@ class Listener:
         for (target, operation), rows in by_target.items():
             outbox = target.outbox if target.outbox is not None else self._outbox
             if outbox is None:
-                column = next((c for c in target.columns if c.spec.when == "worker"), target.columns[0])
+                column: Any = next((c for c in target.columns if c.spec.when == "worker"), target.entity)
                 raise InvalidOption(
                     f"{column} is left to a worker, by an outbox that track() was not given; declare "
                     "outbox = outbox_table(Base.metadata) and give track(..., outbox=outbox)"

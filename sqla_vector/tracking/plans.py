@@ -15,6 +15,7 @@ from sqlalchemy.types import BIGINT, INTEGER, SMALLINT, TEXT, VARCHAR
 
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.embedding.declaration import embedded_mappers
+from sqla_vector.tracking.derived import Derived, derived_of
 from sqla_vector.tracking.mirrors import Mirror, is_among, mirrors
 from sqla_vector.tracking.related import Dependant, dependants_of, has_relations, is_made, own_names
 from sqla_vector.tracking.targets import Models, Target, has_row_of, targets_of
@@ -147,6 +148,8 @@ class Plan:
     """Collections without a way back, and whose texts are made of the rows that are put into them."""
     mirrors: tuple[Mirror, ...] = ()
     """What has copies of them."""
+    derived: tuple[Derived, ...] = ()
+    """What is made of their texts."""
 
     @cached_property
     def at_flush(self) -> tuple[ColumnPlan, ...]:
@@ -161,7 +164,8 @@ class Plan:
     @cached_property
     def is_looked_at_again(self) -> bool:
         """Whether there is more to be done after the statements than for single columns and rows."""
-        return bool(self.deferred or self.dependants or self.mirrors or any(c.references for c in self.at_flush))
+        beside = self.deferred or self.dependants or self.mirrors or self.derived
+        return bool(beside or any(column.references for column in self.at_flush))
 
 
 _NOTHING = Plan()
@@ -180,6 +184,7 @@ class Plans:
     _declared: tuple[Mirror, ...] = ()
     _targets: tuple[Target, ...] = ()
     _mirrors: tuple[Mirror, ...] = ()
+    _derived: tuple[Derived, ...] = ()
     _plans: dict[int, tuple[ref[Mapper[Any]], Plan]] = field(default_factory=dict)
     """By the mapper's identity: a WeakKeyDictionary makes a reference for each question."""
 
@@ -189,6 +194,13 @@ class Plans:
         configure_mappers()
         self._refresh()
         return self._targets
+
+    @property
+    def derived(self) -> tuple[Derived, ...]:
+        """All that is made of texts."""
+        configure_mappers()
+        self._refresh()
+        return self._derived
 
     def of(self, mapper: Mapper[Any]) -> Plan | None:
         """Return the plan of a class, None if there is nothing to look at."""
@@ -208,9 +220,11 @@ class Plans:
         return bool(self._targets or self._mirrors)
 
     def _refresh(self) -> None:
+        # With what is made of texts come embedded columns, so that those are known to be others, too.
         known, declared = embedded_mappers(), mirrors()
         if known != self._known or declared != self._declared:
             self._targets = targets_of(self.models)
+            self._derived = derived_of(self.models)
             self._mirrors = tuple(mirror for mirror in declared if is_among(mirror.mapper, self.models))
             self._known, self._declared = embedded_mappers(), declared
             self._plans.clear()
@@ -223,13 +237,17 @@ class Plans:
             for column in target.columns
         )
         copies = [mirror for mirror in self._mirrors if mirror.mapper.registry is mapper.registry]
+        made = [derived for derived in self._derived if derived.mapper.registry is mapper.registry]
         known = [
             *(dependant for target in self._targets for dependant in dependants_of(target)),
             *(dependant for mirror in copies for dependant in mirror.dependants),
+            *(dependant for derived in made for dependant in derived.dependants),
         ]
         dependants = tuple(dependant for dependant in known if mapper.isa(dependant.mapper))
         gains = tuple(
             (name, dependant) for dependant in known if mapper.isa(dependant.parent) for name in dependant.gains
         )
         own = tuple(mirror for mirror in copies if has_row_of(mapper, mirror.mapper))
-        return Plan(columns, dependants, gains, own) if columns or dependants or gains or own else _NOTHING
+        here = tuple(derived for derived in made if has_row_of(mapper, derived.mapper))
+        found = Plan(columns, dependants, gains, own, here)
+        return found if columns or dependants or gains or own or here else _NOTHING

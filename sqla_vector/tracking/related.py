@@ -194,7 +194,7 @@ def _dependant(target: Target, made: Made, prefix: tuple[str, ...]) -> Dependant
     return Dependant(target, made, prefix, owner, frozenset(names), frozenset(links), parent, gains)
 
 
-def lock_related(connection: Connection, target: Target, column: EmbeddedColumn, keys: Sequence[Key]) -> set[Key]:
+def lock_related(connection: Connection, target: Target, made: Made, keys: Sequence[Key]) -> set[Key]:
     """Keep the rows that texts are made of from being changed, and return the keys for which that succeeds.
 
     A transaction that changes an author looks for the author's articles, and does not see one that another
@@ -202,9 +202,7 @@ def lock_related(connection: Connection, target: Target, column: EmbeddedColumn,
     somebody else, the article is left for later.
     """
     free = set(keys)
-    for dependant in dependants_of(target):
-        if dependant.made is not column:
-            continue
+    for dependant in dependants_of(target, [made]):
         stmt, alias = dependant.path()
         stmt = stmt.where(keys_in(connection, target.key_attributes, keys))
         names = [dependant.mapper.get_property_by_column(c).key for c in dependant.mapper.primary_key]

@@ -7,28 +7,39 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
-from sqlalchemy import Column, Connection, bindparam, select, tuple_, update
+from sqlalchemy import Column, Connection, bindparam, false, null, select, tuple_, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, defer, selectinload
 
-from sqla_vector.embedding import EmbeddedColumn, Model, fingerprint
+from sqla_vector.embedding import EmbeddedColumn, Model, SourceText, fingerprint
 from sqla_vector.exc import InvalidText
 from sqla_vector.tracking.mirrors import note_written
-from sqla_vector.tracking.related import has_relations, keys_in
+from sqla_vector.tracking.related import Made, has_relations, keys_in
 from sqla_vector.tracking.targets import Key, Target
 
-__all__ = ["RowState", "keys_after", "mark", "read", "read_after", "write"]
+__all__ = ["HasText", "RowState", "keys_after", "mark", "read", "read_after", "write"]
 
 
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
+class HasText(Made, Protocol):
+    """What is made of the text of a row."""
+
+    @property
+    def source(self) -> SourceText:
+        """What makes the text."""
+
+    def text_of(self, entity: object) -> str | None:
+        """Return what may be known of an entity's text, None if it has none."""
+
+
 @dataclass(slots=True)
 class RowState:
-    """What a row has for one embedded column."""
+    """What a row has for one embedded column, or of anything else that is made of its text."""
 
     key: Key
     text: str | None
@@ -57,7 +68,7 @@ class RowState:
 def read(
     connection: Connection,
     target: Target,
-    column: EmbeddedColumn,
+    column: HasText,
     keys: Sequence[Key],
     *,
     lock: bool = False,
@@ -69,7 +80,7 @@ def read(
     Args:
         connection: in a transaction.
         target: the class.
-        column: one of its columns.
+        column: one of its columns; of anything else only the text is read.
         keys: of the rows.
         lock: keep others from changing the rows until the transaction ends, and leave out those that somebody is
             just changing.
@@ -90,7 +101,7 @@ def keys_after(target: Target, after: Key) -> Any:
 
 
 def read_after(
-    connection: Connection, target: Target, column: EmbeddedColumn, after: Key | None, limit: int
+    connection: Connection, target: Target, column: HasText, after: Key | None, limit: int
 ) -> list[RowState]:
     """Return the states of the next rows in the order of their keys, from the first one on if ``after`` is None."""
     criterion = None if after is None else keys_after(target, after)
@@ -100,7 +111,7 @@ def read_after(
 def _read(
     connection: Connection,
     target: Target,
-    column: EmbeddedColumn,
+    column: HasText,
     criterion: Any,
     limit: int,
     lock: bool,
@@ -110,9 +121,12 @@ def _read(
 ) -> list[RowState]:
     class_ = target.mapper.class_
     keys = target.key_attributes
-    stored = getattr(class_, column.fingerprint_key)
-    has_vector = getattr(class_, column.key).is_not(None)
-    source = column.spec.source
+    stored: Any = null()
+    has_vector: Any = false()
+    if isinstance(column, EmbeddedColumn):
+        stored = getattr(class_, column.fingerprint_key)
+        has_vector = getattr(class_, column.key).is_not(None)
+    source = column.source
     by_columns = source.function is None and not has_relations(column)
     texts = [getattr(class_, path) for path in source.paths] if by_columns else [class_]
     stmt: Any = select(*keys, stored, has_vector, *texts).order_by(*keys).limit(limit)
@@ -141,7 +155,7 @@ def _read(
         ]
 
 
-def _loading(target: Target, column: EmbeddedColumn) -> list[Any]:
+def _loading(target: Target, column: HasText) -> list[Any]:
     """Return the options that load what a text is made of in as many queries as there are relationships."""
     options: list[Any] = [defer(getattr(target.mapper.class_, other.key)) for other in target.columns]
     for dependency in column.dependencies:

@@ -19,6 +19,7 @@ from sqla_vector.exc import EmbedderUnavailable, InvalidOption, VectorError
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.calls import Calls, Made
 from sqla_vector.tracking.consumer import Consumer
+from sqla_vector.tracking.derived import derived_of
 from sqla_vector.tracking.events import BatchFinished, OnEvent, Outage, Outcome, RowFailed
 from sqla_vector.tracking.jobs import Batch, Failure, Job, finish, take
 from sqla_vector.tracking.limits import Limits, RateLimit
@@ -101,10 +102,12 @@ class Worker(Consumer[Batch]):
             raise InvalidOption("the worker has no outbox; give outbox=, the table of outbox_table(Base.metadata)")
         targets = targets_of(models) if models is not None or tracking is None else tracking.targets
         self._targets = _served(targets, self._embedders)
+        own = models is None and tracking is not None
+        self._derived = tracking.plans.derived if own and tracking is not None else derived_of(models)
         super().__init__(
             sessions,
             known,
-            [target.mapper for target in self._targets],
+            [target.mapper for target in (*self._targets, *(derived.target for derived in self._derived))],
             lease=lease,
             backoff=backoff,
             max_backoff=max_backoff,
@@ -132,7 +135,8 @@ class Worker(Consumer[Batch]):
     # The algorithm.
 
     def _is_pending(self, connection: Connection) -> bool:
-        return is_pending(connection, self._outbox, CHANNEL, {target.entity for target in self._targets})
+        targets = (*self._targets, *(derived.target for derived in self._derived))
+        return is_pending(connection, self._outbox, CHANNEL, {target.entity for target in targets})
 
     def _claim(self, connection: Connection, *, is_careful: bool = False) -> Batch | None:
         targets = self._reachable()
@@ -187,7 +191,9 @@ class Worker(Consumer[Batch]):
         now = time.monotonic()
         out = {name for name, outage in self._outages.items() if outage.until > now}
         waiting = {t.entity for t in self._targets for c in t.columns if c.spec.embedder in out}
-        return tuple(target for target in self._targets if target.entity not in waiting)
+        # Rows are made of texts without an embedder.
+        texts = tuple(derived.target for derived in self._derived)
+        return tuple(target for target in (*self._targets, *texts) if target.entity not in waiting)
 
     def _note_outage(self, name: str, embedder: Embedder, error: EmbedderUnavailable) -> Steps[None]:
         outage = self._outages.setdefault(name, _Outage())
@@ -234,7 +240,7 @@ class Worker(Consumer[Batch]):
 
         def settle(part: Batch, *, go_on: bool = False) -> Transaction:
             def run(connection: Connection) -> tuple[dict[str, int], Batch | None]:
-                counts = finish(connection, self._outbox, part, self._embedders, delays, later)
+                counts = finish(connection, self._outbox, part, self._embedders, delays, later, self._derived)
                 return counts, self._claim(connection) if go_on and not self._stopping else None
 
             return Transaction(run)

@@ -1,0 +1,6 @@
+"""Long texts in chunks, each with a vector of its own, kept in step with the text."""
+
+from sqla_vector.chunking.declaration import chunked
+from sqla_vector.chunking.splitting import Chunk, by_sentences, by_tokens, words
+
+__all__ = ["Chunk", "by_sentences", "by_tokens", "chunked", "words"]

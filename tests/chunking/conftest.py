@@ -1,0 +1,5 @@
+"""Tracked sessions on every backend."""
+
+from tests.tracking.conftest import tracked
+
+__all__ = ["tracked"]
