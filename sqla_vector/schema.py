@@ -187,7 +187,8 @@ def vector_index(
         column: the vector column, by name or as an attribute.
         metric: ``cosine`` (the default; ``hamming`` for bits), ``l2``, ``l1``, ``inner_product``, ``jaccard``.
         method: ``hnsw``, ``ivfflat``, or ``auto``: no index while the table has fewer than 10,000 rows at the
-            time of CREATE INDEX, else hnsw.  SQLite's vec0 scans exactly and has no method.
+            time of CREATE INDEX, else hnsw.  SQLite's vec0 scans exactly, but in lists of near vectors with
+            ``ivfflat``.
         precision: ``full``; ``half`` (float16, PostgreSQL; SQLite uses full), ``int8`` (SQLite; PostgreSQL uses
             half), ``binary`` (one bit an element).  With less than full precision ``nearest()`` fetches more
             candidates and sorts them by the exact distance.
@@ -196,7 +197,8 @@ def vector_index(
         partition_by: columns that queries always compare with ``==``, for example a tenant (SQLite).
         m: hnsw, connections per node, 2 to 100 (16).
         ef_construction: hnsw, candidates while building, 4 to 1,000 and at least ``2 * m`` (64).
-        lists: ivfflat, number of lists, 1 to 32,768 (100).
+        lists: ivfflat, number of lists, 1 to 32,768 (100; on SQLite twice the square root of the number of rows
+            when they are trained).
         value_range: for ``int8`` under l2 and l1: elements are expected in ``-value_range..value_range``.
         where: predicate of a partial index (PostgreSQL).
 
