@@ -14,6 +14,7 @@ PROGRAMS = {
     "reads": "PostgreSQL: columns, entities, bulk.read; psycopg and asyncpg",
     "nearest": "PostgreSQL: nearest() on an hnsw index",
     "sqlite": "SQLite: nearest() over vec0, reduced precision, writes to an indexed table",
+    "lists": "SQLite: an index in lists against exact vec0, inserts into it, and a million rows",
     "plugin": "what the plugin costs a model without vectors, and importing the package",
     "memory": "memory while a generator of a million rows is loaded",
     "migrations": "both databases: what comparing models with vectors adds to Alembic's autogenerate",
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> list[Figure | Point]:
     parser.add_argument(
         "--json", type=Path, help=f"where to keep the figures (default: {report.RESULTS.name},\nif full)"
     )
-    parser.add_argument("--million", action="store_true", help="let scaling go up to 1,000,000 rows on SQLite")
+    parser.add_argument("--million", action="store_true", help="let scaling, lists go up to 1,000,000 rows on SQLite")
     options = parser.parse_args(arguments)
     unknown = set(options.name) - set(PROGRAMS)
     if unknown:
