@@ -18,7 +18,10 @@ from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 from sqlalchemy.sql.visitors import iterate
 
-__all__ = ["Compose", "RankedRows", "Template", "key_name", "ranked_rows_of", "refers_to"]
+__all__ = ["PLACE", "Compose", "RankedRows", "Template", "key_name", "ranked_rows_of", "refers_to"]
+
+PLACE = "place"
+"""The column of ranked rows that numbers them from 1."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,11 @@ class Template:
     """The primary key columns of that table or alias."""
 
 
-Compose = Callable[[Sequence[Select[Any]]], Select[Any]]
-"""From completed searches to the ranked rows.  Called again at compilation, it must use the same parameters again."""
+Compose = Callable[[Sequence[Select[Any]], ColumnElement[int] | None], Select[Any]]
+"""From completed searches, and the number of rows that are wanted or None for all, to the ranked rows.
+
+Called again at compilation, it must use the same parameters again.
+"""
 
 
 def key_name(number: int) -> str:
@@ -60,7 +66,7 @@ class RankedRows(Subquery):
         cls, templates: Sequence[Template], compose: Compose, order: Sequence[str] = (), k: int | None = None
     ) -> RankedRows:
         """Return what ``compose`` makes of searches."""
-        made = cls._construct(compose([template.stmt for template in templates]))
+        made = cls._construct(compose([template.stmt for template in templates], None))
         made.templates, made.compose, made.order, made.k = tuple(templates), compose, tuple(order), k
         return made
 

@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Integer, Select, and_, literal_column, select, tuple_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.elements import BinaryExpression, ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
-from sqla_vector.ranked import RankedRows, Template, key_name, refers_to
+from sqla_vector.ranked import PLACE, RankedRows, Template, key_name, refers_to
 
 __all__: list[str] = []
 
@@ -34,23 +34,30 @@ def _completed(rows: RankedRows, compiler: SQLCompiler) -> Select[Any]:
     own = rows._cloned_set
     shown = [source for source in compile_state._get_display_froms() if source in entry["asfrom_froms"]]
     froms = [source for source in shown if own.isdisjoint(source._cloned_set)]
+    about_rows = [criterion for criterion in stmt._where_criteria if refers_to(criterion, rows)]
     criteria = [criterion for criterion in stmt._where_criteria if not refers_to(criterion, rows)]
-    about_rows = len(stmt._where_criteria) - len(criteria)
-    found = rows.compose([_within(template, froms, criteria) for template in rows.templates])
-    found = found.order_by(None)
-    # Only keys bind the two together: with any other criterion, or groups, more rows may be needed than are wanted.
-    plain = about_rows == len(rows.templates[0].keys)
+    # With a criterion beside those that bind the two, or groups, more rows may be needed than are wanted.
+    placed = [criterion for criterion in about_rows if _is_of_places(criterion)]
+    plain = len(about_rows) - len(placed) == len(rows.templates[0].keys)
     grouped = stmt._distinct or stmt._group_by_clauses or stmt._having_criteria
-    if rows.k is not None and plain and not grouped:
-        wanted: ColumnElement[Any] = literal_column(str(rows.k), Integer())
-        if stmt._offset_clause is not None:
+    wanted: ColumnElement[int] | None = None
+    if rows.k is not None and plain and (placed or not grouped):
+        wanted = literal_column(str(rows.k), Integer())
+        if stmt._offset_clause is not None and not placed:
             wanted = wanted + stmt._offset_clause
+    found = rows.compose([_within(template, froms, criteria) for template in rows.templates], wanted)
+    if wanted is not None:
         found = found.order_by(*_order(rows, found)).limit(wanted)
     if any(getattr(one["selectable"], "_for_update_arg", None) is not None for one in compiler.stack):
         # PostgreSQL locks the rows of a subquery with those of the statement, and refuses where they are grouped;
         # what a WITH has it leaves alone.
         return select(found.cte())
     return found
+
+
+def _is_of_places(criterion: ColumnElement[Any]) -> bool:
+    """Tell whether a criterion keeps the first rows only, for a second stage, which has its own pages."""
+    return isinstance(criterion, BinaryExpression) and getattr(criterion.left, "key", None) == PLACE
 
 
 def _order(rows: RankedRows, found: Select[Any]) -> list[ColumnElement[Any]]:

@@ -2,6 +2,7 @@
 
 from sqla_vector.search.boosts import recency, saturation
 from sqla_vector.search.diversity import mmr
+from sqla_vector.search.grouping import best_per_group
 from sqla_vector.search.hits import Hit, HitPart, asearch, search
 from sqla_vector.search.hybrid import hybrid
 from sqla_vector.search.nearest import criterion_of, nearest, nearest_each, nearest_to
@@ -17,6 +18,7 @@ __all__ = [
     "Reranker",
     "arerank_hits",
     "asearch",
+    "best_per_group",
     "criterion_of",
     "hybrid",
     "match_text",

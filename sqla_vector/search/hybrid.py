@@ -18,7 +18,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqla_vector.exc import InvalidOption
 from sqla_vector.expression import DISTANCE_VALUE, vector_type_of
 from sqla_vector.fusion import RRF, Fusion, Weighted
-from sqla_vector.ranked import RankedRows, key_name
+from sqla_vector.ranked import PLACE, RankedRows, key_name
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.nearest import MAX_K, check_statement
 from sqla_vector.search.parts import Part, text_part, vector_part
@@ -178,7 +178,7 @@ class _Composer:
         # By rank if there is nothing to fuse: two scores may differ by less than what is left of it after scaling.
         self.order: tuple[str, ...] = (f"{counting[0].name}_rank",) if len(counting) == 1 else ("-score",)
 
-    def __call__(self, searches: Sequence[Select[Any]]) -> Select[Any]:
+    def __call__(self, searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
         arms = [
             self._arm(number, part, share, search)
             for number, (part, share, search) in enumerate(zip(self.parts, self._shares, searches, strict=True))
@@ -191,7 +191,7 @@ class _Composer:
         if len(arms) > 2:
             # Added up the largest first, so that rows with the same ranks in other parts have the very same score.
             place = func.row_number().over(partition_by=keys, order_by=(rows.c.contribution.desc(), rows.c.part))
-            rows = select(*rows.c, place.label("place")).subquery()
+            rows = select(*rows.c, place.label(PLACE)).subquery()
             keys = [rows.c[name] for name in self._keys]
             terms = [_where(rows.c.place, place, rows.c.contribution) for place in range(1, len(arms) + 1)]
         else:
@@ -218,13 +218,13 @@ class _Composer:
             rank, value = _named(part)
             columns += _missing(part) if share is None else [rows.c.rank.label(rank), rows.c.score.label(value)]
         keys = [rows.c[name] for name in self._keys]
-        return select(*keys, rows.c.contribution.label("score"), *columns, rows.c.rank.label("place"))
+        return select(*keys, rows.c.contribution.label("score"), *columns, rows.c.rank.label(PLACE))
 
     def _placed(self, grouped: Select[Any]) -> Select[Any]:
         """Return fused rows with their place among all, from 1."""
         rows = grouped.subquery()
         order = (rows.c.score.desc(), *(rows.c[name] for name in self._keys))
-        return select(*rows.c, func.row_number().over(order_by=order).label("place"))
+        return select(*rows.c, func.row_number().over(order_by=order).label(PLACE))
 
     def _arm(self, number: int, part: Part, share: ColumnElement[float], search: Select[Any]) -> Select[Any]:
         """Return the keys that a part found, with rank, score and what it contributes."""

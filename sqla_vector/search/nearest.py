@@ -30,7 +30,7 @@ from sqla_vector.schema import (
 if TYPE_CHECKING:
     pass
 
-__all__ = ["check_statement", "criterion_of", "nearest", "nearest_each", "nearest_to"]
+__all__ = ["check_flag", "check_statement", "criterion_of", "nearest", "nearest_each", "nearest_to"]
 
 T = TypeVar("T")
 
@@ -71,7 +71,8 @@ def nearest(
             exact distance (half 2, int8 4, binary 20; on SQLite binary takes up to 40 within a margin of bits,
             and exactly as many as are given here).
         ef_search: hnsw on PostgreSQL, for this transaction, 1 to 1,000; by default what ``k`` needs.
-        probes: ivfflat on PostgreSQL, for this transaction; by default the square root of ``lists``.
+        probes: ivfflat, how many lists to look into, on PostgreSQL for this transaction; by default the square
+            root of their number.
         recall: the share of the true k nearest that is wanted, over 0 and under 1: takes the cheapest of the three
             settings above for which :func:`sqla_vector.tuning.tune` found that it holds; one that is given here
             stands.  Where nothing was found, the defaults serve, a warning is logged, and ``explain_nearest()``
@@ -231,7 +232,7 @@ class _Options:
             distance,
             _keys_of(distance.operands[0]),
             k=check_whole_number(k, "k", 1, MAX_K),
-            exact=_check_flag(self.exact, "exact"),
+            exact=check_flag(self.exact, "exact"),
             oversample=_optional(self.oversample, "oversample", MAX_OVERSAMPLE),
             ef_search=_optional(self.ef_search, "ef_search", MAX_EF_SEARCH),
             probes=_optional(self.probes, "probes", MAX_PROBES),
@@ -286,7 +287,8 @@ def _bound(
     return bindparam(None, float(max_distance), type_=Float(53), unique=True)  # type: ignore[arg-type]
 
 
-def _check_flag(value: object, name: str) -> bool:
+def check_flag(value: object, name: str) -> bool:
+    """Return a flag, or refuse what is none."""
     if not isinstance(value, bool):
         raise InvalidOption(f"{name} must be True or False, got {value!r}")
     return value

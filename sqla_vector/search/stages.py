@@ -12,12 +12,12 @@ from sqlalchemy.sql.elements import ColumnElement, Label
 from sqla_vector.exc import InvalidStatement
 from sqla_vector.expression import Distance, NearestCriterion
 from sqla_vector.functions import similarity_of
-from sqla_vector.ranked import RankedRows, Template, key_name, ranked_rows_of
+from sqla_vector.ranked import PLACE, RankedRows, Template, key_name, ranked_rows_of
 from sqla_vector.search.nearest import criterion_of
 from sqla_vector.search.parts import select_keys
 from sqla_vector.text_expression import TextScore
 
-__all__ = ["RERANK_SCORE", "Stage", "distance_of", "is_reranked", "score_of", "stage_of", "text_score_of"]
+__all__ = ["RERANK_SCORE", "Stage", "distance_of", "is_reranked", "score_of", "stage_of", "text_score_of", "without"]
 
 RERANK_SCORE = "rerank_score"
 
@@ -48,7 +48,7 @@ def score_of(stmt: Select[Any]) -> ColumnElement[float]:
     """
     rows = ranked_rows_of(stmt) if isinstance(stmt, Select) else None
     score: ColumnElement[float]
-    if rows is not None:
+    if rows is not None and "score" in rows.c:
         score = rows.c.score
         return score
     text = text_score_of(stmt)
@@ -114,7 +114,7 @@ def _of_ranked_rows(
 ) -> Stage:
     if rows.k is None:
         raise InvalidStatement(f"{name}() takes a search for one vector, made by nearest() or hybrid()")
-    return Stage(stmt.where(rows.c.place <= rows.k), score, order, rows.k)
+    return Stage(stmt.where(rows.c[PLACE] <= rows.k), score, order, rows.k)
 
 
 def _of_text(stmt: Select[Any], rest: Select[Any], score: TextScore, order: tuple[ColumnElement[Any], ...]) -> Stage:
@@ -123,7 +123,7 @@ def _of_text(stmt: Select[Any], rest: Select[Any], score: TextScore, order: tupl
     best = select_keys(keys, score.label("score"))
     best = best.order_by(best.selected_columns.score.desc(), *keys).limit(literal_column(str(k), Integer()))
 
-    def compose(searches: Sequence[Select[Any]]) -> Select[Any]:
+    def compose(searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
         return searches[0]
 
     rows = RankedRows.of([Template(best, keys)], compose)
@@ -131,10 +131,16 @@ def _of_text(stmt: Select[Any], rest: Select[Any], score: TextScore, order: tupl
     return Stage(rest.where(*criteria), score, order, k)
 
 
+def without(stmt: Select[Any], criterion: NearestCriterion, instead: NearestCriterion | None = None) -> Select[Any]:
+    """Return a statement without the criterion of its search, or with another one in its place."""
+    stmt = stmt._generate()
+    replaced = (instead if one is criterion else one for one in stmt._where_criteria)
+    stmt._where_criteria = tuple(one for one in replaced if one is not None)
+    return stmt
+
+
 def _alone(stmt: Select[Any], criterion: NearestCriterion) -> Select[Any]:
     """Return a statement whose criterion itself leaves exactly k rows, since no LIMIT follows that would."""
     alone: Any = criterion._clone()
     alone.many = True
-    stmt = stmt._generate()
-    stmt._where_criteria = tuple(alone if one is criterion else one for one in stmt._where_criteria)
-    return stmt
+    return without(stmt, criterion, alone)
