@@ -50,8 +50,9 @@ def vector_sql(spec: TextIndexSpec, columns: Iterable[str]) -> str:
     """Return the indexed expression over columns in SQL."""
     parts = []
     for column, label in zip(columns, spec.labels, strict=True):
-        # As text, so that the expression is the same after the column's type has been changed.
-        spaced = f"regexp_replace(coalesce({column}::text, ''), '{SEPARATOR}', ' ', 'g')"
+        # NULL is seen to last: within coalesce() the column's type would be part of the expression, which then is
+        # another one after the type has been changed.
+        spaced = f"coalesce(regexp_replace({column}, '{SEPARATOR}', ' ', 'g'), '')"
         vector = f"to_tsvector({_configuration(spec.language)}, {spaced})"
         parts.append(f"setweight({vector}, '{label}')" if spec.is_weighted else vector)
     return f"({f' || {GAP} || '.join(parts)})"

@@ -30,8 +30,9 @@ _FIND: Final = text(
 
 _PART: Final = re.compile(
     r"(?P<weighted>setweight\()?to_tsvector\('(?P<language>[^']+)'::regconfig, "
-    r"regexp_replace\(COALESCE\(\(?(?P<column>\"(?:[^\"]|\"\")+\"|\w+)(?:\)?::text)?, ''::text\), "
-    r"'(?P<separator>[^']*)'::text, ' '::text, 'g'::text\)\)(?(weighted), '(?P<label>[A-D])'::\"char\"\))"
+    r"COALESCE\(regexp_replace\(\(?(?P<column>\"(?:[^\"]|\"\")+\"|\w+)(?:\)?::text)?, "
+    r"'(?P<separator>[^']*)'::text, ' '::text, 'g'::text\), ''::text\)\)"
+    r"(?(weighted), '(?P<label>[A-D])'::\"char\"\))"
 )
 """What pg_get_indexdef() shows for one column."""
 _BETWEEN: Final = GAP.replace("'|:100'", "'''|'':100'")

@@ -86,19 +86,10 @@ def fts5_index(index: Index) -> Fts5Index | None:
     """Return the FTS5 table for a declared text index, None for any other index.
 
     Raises:
-        IndexNotUsable: the table's key does not allow it, or a column is gone.
+        IndexNotUsable: the table's key does not allow it.
     """
     key = text_index_key(index)
-    if key is None:
-        return None
-    assert index.table is not None
-    for column in key.columns:
-        if column.name not in index.table.c:  # a batch, which copies the table, leaves it out
-            raise IndexNotUsable(
-                f"{index.name}: {index.table.name} has no column {column.name} any more, which the index is on; "
-                "drop the index first, and create it without the column"
-            )
-    return Fts5Index(index, key)
+    return None if key is None else Fts5Index(index, key)
 
 
 def check_fts5(index: Fts5Index, settings: Settings) -> None:
