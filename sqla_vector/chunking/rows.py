@@ -25,7 +25,7 @@ from sqla_vector.tracking.targets import Key, Target, targets_of
 from sqla_vector.tracking.texts import RowState, read
 from sqla_vector.types import support_of
 
-__all__ = ["Chunking", "StoredChunk", "changes"]
+__all__ = ["ChunkDifference", "Chunking", "StoredChunk", "changes"]
 
 _PART: Final = 500
 _PLACE: Final = ("position", "start", "end")
@@ -82,8 +82,12 @@ def changes(key: Key, stored: Sequence[StoredChunk], chunks: Sequence[Chunk]) ->
 
 
 @dataclass
-class _Difference(Difference):
+class ChunkDifference(Difference):
+    """What separates the chunks of some rows from what they should be."""
+
     changes: Changes = field(default_factory=Changes)
+    missing: set[Key] = field(default_factory=set)
+    """Rows of which there are no chunks, and should be."""
 
 
 class Chunking:
@@ -175,14 +179,14 @@ class Chunking:
         table: Table = self.made.__table__
         return table
 
-    def compare(self, connection: Connection, keys: Sequence[Key], *, lock: bool = False) -> Difference:
+    def compare(self, connection: Connection, keys: Sequence[Key], *, lock: bool = False) -> ChunkDifference:
         """Find out which chunks are to be added, moved and removed, for rows that are there or are gone."""
-        difference = _Difference()
+        difference = ChunkDifference()
         for start in range(0, len(keys), _PART):
             self._compare(connection, keys[start : start + _PART], lock, difference)
         return difference
 
-    def _compare(self, connection: Connection, keys: Sequence[Key], lock: bool, difference: _Difference) -> None:
+    def _compare(self, connection: Connection, keys: Sequence[Key], lock: bool, difference: ChunkDifference) -> None:
         states = read(connection, self.target, self, keys, lock=lock)
         if lock:
             late = set(read(connection, self.target, self, keys)) - set(states)
@@ -199,6 +203,8 @@ class Chunking:
             found = changes(key, stored.get(key, []), chunks)
             if found:
                 difference.changed.add(key)
+                if key not in stored:
+                    difference.missing.add(key)
                 difference.changes.added += found.added
                 difference.changes.moved += found.moved
                 difference.changes.removed += found.removed
@@ -239,7 +245,7 @@ class Chunking:
         self, connection: Connection, difference: Difference, vectors: Mapping[str, tuple[NDArray[Any], str | None]]
     ) -> list[Key]:
         """Write what was found out, and return the keys of the chunks that have a vector still to be made."""
-        assert isinstance(difference, _Difference)
+        assert isinstance(difference, ChunkDifference)
         found, table = difference.changes, self._table
         members = support_of(connection.dialect).members
         self._note(connection, [(id_,) for id_ in found.removed])
@@ -299,7 +305,7 @@ class Chunking:
 
     def expire(self, session: Session, difference: Difference, entities: Iterable[object]) -> None:
         """Have a session's objects read again what was written."""
-        assert isinstance(difference, _Difference)
+        assert isinstance(difference, ChunkDifference)
         for entity in entities:
             if self.collection in inspect(entity).dict:
                 session.expire(entity, [self.collection])
