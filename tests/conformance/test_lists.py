@@ -637,3 +637,42 @@ def test_lists_are_even_if_all_have_as_many_rows():
     assert Lists("ix", 0, 0, (0,)).imbalance == 1.0
     assert Lists("ix", 40, 40, (10, 10, 10, 10)).imbalance == 1.0
     assert Lists("ix", 40, 40, (40, 0, 0, 0)).imbalance == 4.0
+
+
+def test_the_functions_take_null_and_refuse_what_they_do_not_know(backend, engine, monkeypatch):
+    monkeypatch.setattr(ivf_functions, "_BATCH_BYTES", 1)
+    centroids = np.eye(4, dtype="<f4").tobytes()
+
+    def value(connection: Connection, sql: str, *parameters: Any) -> Any:
+        return connection.exec_driver_sql(f"SELECT {sql}", parameters).scalar_one()
+
+    def check(connection: Connection) -> None:
+        one = np.array([0, 0, 3, 1], "<f4").tobytes()
+        assert value(connection, "vector_ivf_known('g')") == 0
+        assert value(connection, "vector_ivf_list(NULL, 'l2', 'g', ?)", centroids) is None
+        assert value(connection, "vector_ivf_list(?, 'l2', 'g', ?)", one, centroids) == 2
+        assert value(connection, "vector_ivf_known('g')") == 1
+        assert value(connection, "vector_ivf_list(?, 'l2', 'g', NULL)", one) == 2
+        assert value(connection, "vector_ivf_probe(NULL, 2, 'l2', 'g', NULL)") == "[]"
+        assert value(connection, "vector_ivf_probe(?, 2, 'l2', 'g', NULL)", one) == "[2,3]"
+        assert value(connection, "vector_ivf_probe(?, NULL, 'l2', 'g', NULL)", one) == "[2,3]"
+        assert value(connection, "vector_ivf_probe(?, 9, 'l2', 'g', NULL)", one) == "[2,3,0,1]"
+        rows = "(SELECT 1 AS n, ?1 AS v UNION ALL SELECT n + 1, v FROM rows WHERE n < 200) SELECT "
+        with_rows = f"WITH RECURSIVE rows AS {rows}"
+        # Handed over once: after the first row they are known.
+        unless_known = "CASE WHEN vector_ivf_known('h') THEN NULL ELSE ?2 END"
+        assigned = f"vector_ivf_assign(n, v, 'l2', 'h', {unless_known}) FROM rows"
+        found = connection.exec_driver_sql(with_rows + assigned, (one, centroids)).scalar_one()
+        assert found == f'{{"2":[{",".join(map(str, range(1, 201)))}]}}'
+        none = connection.exec_driver_sql(f"{with_rows}{assigned} WHERE n < 0", (one, centroids)).scalar_one()
+        assert none is None
+        trained = "vector_ivf_train(v, 'l2', 5) FROM rows WHERE ?2 AND n < 0"
+        assert connection.exec_driver_sql(with_rows + trained, (one, 1)).scalar_one() is None
+
+    backend.run_connection(engine, check)
+
+
+def test_centroids_that_nobody_knows_are_an_error():
+    functions = ivf_functions.ListFunctions()
+    with pytest.raises(ValueError, match="no centroids of generation unknown"):
+        functions.probe(bytes(16), 1, "l2", "unknown", None)

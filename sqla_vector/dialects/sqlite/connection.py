@@ -10,7 +10,6 @@ from sqlalchemy.engine import Connection
 
 from sqla_vector.dialects.settings import Settings
 from sqla_vector.dialects.sqlite.functions import AGGREGATES, FUNCTIONS, STAND_INS
-from sqla_vector.dialects.sqlite.ivf_functions import AGGREGATES as LIST_AGGREGATES
 from sqla_vector.dialects.sqlite.ivf_functions import ListFunctions
 
 __all__ = ["RawConnection", "begin", "brief_lock_wait", "is_prepared", "prepare", "state"]
@@ -140,9 +139,10 @@ def prepare(connection: RawConnection, settings: Settings) -> None:
     functions = FUNCTIONS if settings.sqlite_vec else FUNCTIONS | STAND_INS
     for name, (arguments, function) in functions.items():
         connection.call("create_function", name, arguments, _none_for_none(function), deterministic=True)
-    for name, (arguments, function) in ListFunctions().functions().items():
+    lists = ListFunctions()
+    for name, (arguments, function) in lists.functions().items():
         connection.call("create_function", name, arguments, function)
-    for name, (arguments, aggregate) in (AGGREGATES | LIST_AGGREGATES).items():
+    for name, (arguments, aggregate) in (AGGREGATES | lists.aggregates()).items():
         connection.call("create_aggregate", name, arguments, aggregate)
 
 

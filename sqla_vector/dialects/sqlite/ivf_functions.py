@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from math import ceil, sqrt
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from sqla_vector.clustering import ROWS_PER_LIST, Centroids, Reservoir, lists_for, train
 
-__all__ = ["AGGREGATES", "SAMPLE_BYTES", "SPACES", "UNTRAINED_ROWS", "ListFunctions"]
+__all__ = ["SAMPLE_BYTES", "SPACES", "UNTRAINED_ROWS", "ListFunctions"]
 
 logger = logging.getLogger("sqla_vector.sqlite")
 
@@ -68,6 +69,10 @@ class ListFunctions:
             "vector_ivf_probe": (5, self.probe),
         }
 
+    def aggregates(self) -> dict[str, tuple[int, Callable[[], Any]]]:
+        """Return name, number of arguments and class of the aggregates."""
+        return {"vector_ivf_train": (3, _Train), "vector_ivf_assign": (5, partial(_Assign, self))}
+
     def known(self, generation: str) -> bool:
         """Tell whether the centroids of a generation need not be handed over; they are kept then."""
         if generation not in self._known:
@@ -83,7 +88,8 @@ class ListFunctions:
         while len(self._known) > _KEPT:
             self._known.popitem(last=False)
 
-    def _centroids(self, width: int, space: str, generation: str, blob: bytes | None) -> Centroids:
+    def centroids(self, width: int, space: str, generation: str, blob: bytes | None) -> Centroids:
+        """Return the centroids of a generation, which are handed over if they are not known."""
         found = self._known.get(generation)
         if found is None:
             if blob is None:
@@ -98,7 +104,7 @@ class ListFunctions:
         if vector is None:
             return None
         unpacked = _unpacked(vector, space)
-        centroids = self._centroids(len(unpacked), space, generation, blob)
+        centroids = self.centroids(len(unpacked), space, generation, blob)
         if len(centroids) == 1:
             self._notice(generation)
             return 0
@@ -120,7 +126,7 @@ class ListFunctions:
         if vector is None:
             return "[]"
         unpacked = _unpacked(vector, space)
-        centroids = self._centroids(len(unpacked), space, generation, blob)
+        centroids = self.centroids(len(unpacked), space, generation, blob)
         count = probes or ceil(sqrt(len(centroids)))
         return f"[{','.join(map(str, centroids.nearest(unpacked, count).tolist()))}]"
 
@@ -156,25 +162,23 @@ class _Train:
 
 
 class _Assign:
-    """Aggregate ``vector_ivf_assign(number, vector, space, centroids)``: ``{"list": [number, ...], ...}`` as JSON.
+    """Aggregate ``vector_ivf_assign(number, vector, space, generation, centroids)``: ``{"list": [number, ...], ...}``.
 
     Many rows at once are multiplied with the centroids many times faster than one by one.
     """
 
-    def __init__(self) -> None:
-        self._space = ""
+    def __init__(self, functions: ListFunctions) -> None:
+        self._functions = functions
         self._centroids: Centroids | None = None
         self._vectors: list[NDArray[np.float32]] = []
         self._numbers: list[int] = []
         self._batch = 1
         self._done: list[tuple[NDArray[np.int64], NDArray[np.int32]]] = []
 
-    def step(self, number: int, blob: bytes, space: str, centroids: bytes) -> None:
+    def step(self, number: int, blob: bytes, space: str, generation: str, centroids: bytes | None) -> None:
         vector = _unpacked(blob, space)
         if self._centroids is None:
-            self._space = space
-            matrix = np.frombuffer(centroids, "<f4").reshape(-1, len(vector))
-            self._centroids = Centroids(matrix, spherical=space == "cosine")
+            self._centroids = self._functions.centroids(len(vector), space, generation, centroids)
             self._batch = max(64, _BATCH_BYTES // (4 * len(vector)))
         self._numbers.append(number)
         self._vectors.append(vector)
@@ -189,8 +193,6 @@ class _Assign:
 
     def finalize(self) -> str:
         self._flush()
-        if not self._done:
-            return "{}"
         numbers = np.concatenate([done[0] for done in self._done])
         lists = np.concatenate([done[1] for done in self._done])
         order = np.argsort(lists, kind="stable")
@@ -200,10 +202,3 @@ class _Assign:
         for number, members in zip(found.tolist(), np.split(numbers, starts[1:]), strict=True):
             parts.append(f'"{number}":[{",".join(map(str, members.tolist()))}]')
         return f"{{{','.join(parts)}}}"
-
-
-AGGREGATES: Final[dict[str, tuple[int, type[Any]]]] = {
-    "vector_ivf_train": (3, _Train),
-    "vector_ivf_assign": (4, _Assign),
-}
-"""Name to number of arguments and aggregate class."""

@@ -96,9 +96,8 @@ class ListStatements:
 
     def assigned(self, number: str, vector: str, source: str, has_place: str) -> str:
         """Return the rows of ``source`` by lists, as JSON, in SQL."""
-        table = f"{self._prefix}{self._quote(self._index.centroids_name)}"
         return (
-            f"(SELECT vector_ivf_assign({number}, {vector}, '{self._index.space}', (SELECT centroids FROM {table})) "
+            f"(SELECT vector_ivf_assign({number}, {vector}, '{self._index.space}', {self._centroids_if_unknown}) "
             f"FROM {source} WHERE {has_place})"
         )
 
