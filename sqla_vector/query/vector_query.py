@@ -396,7 +396,9 @@ def _check_part(part: Near | Words) -> None:
 
 def _vector(given: Any, field_name: str) -> tuple[Any, ...]:
     """Return a vector as numbers that JSON has, exactly those of its elements."""
-    array = as_array(given, field_name)
+    # Bits are read as such; among numbers true is none.
+    is_bits = isinstance(given, (list, tuple)) and bool(given) and all(type(one) is bool for one in given)
+    array = np.array(given) if is_bits else as_array(given, field_name)
     if array.dtype.kind not in "fiub":
         raise InvalidVector(f"{field_name}: expected numbers, got an array of {array.dtype}")
     if not 1 <= len(array) <= MAX_DIMENSIONS:
