@@ -223,9 +223,9 @@ class _ByTokens:
 
 def _packed(tokens: list[Span], units: list[_Unit], size: int, overlap: int) -> Iterator[Span]:
     """Yield chunks of whole units, of as many tokens as fit, with those before that they repeat."""
-    room = size - overlap
-    at = 0
+    at, start = 0, -1
     while at < len(units):
+        room = size - overlap if at else size
         first = units[at].first
         end = bisect_right(units, first + room, at, key=attrgetter("end"))
         if end == len(units):
@@ -234,7 +234,9 @@ def _packed(tokens: list[Span], units: list[_Unit], size: int, overlap: int) -> 
             # From a third on: of units of one length there are always two places or more to choose from.
             long = (number for number in range(at, end) if 3 * (units[number].end - first) >= room)
             last = max(long, key=lambda number: (units[number].rank, number), default=end - 1)
-        yield tokens[max(0, first - overlap)][0], tokens[units[last].end - 1][1]
+        # Not all of the chunk before, should that be shorter than what is to be repeated.
+        start = max(first - overlap, start + 1)
+        yield tokens[start][0], tokens[units[last].end - 1][1]
         at = last + 1
 
 
