@@ -165,7 +165,7 @@ class _Composer:
 
     def __init__(self, parts: Sequence[Part], fusion: Fusion, keys: int) -> None:
         self.parts = parts
-        self._fusion = fusion
+        self.fusion = fusion
         self._keys = [key_name(number) for number in range(keys)]
         shares = [part.weight for part in parts]
         if isinstance(fusion, Weighted):
@@ -244,12 +244,12 @@ class _Composer:
         self, share: ColumnElement[float], rank: ColumnElement[int], score: ColumnElement[float]
     ) -> ColumnElement[float]:
         """Return the same as the fusion's ``fuse()``, operation by operation."""
-        if isinstance(self._fusion, RRF):
+        if isinstance(self.fusion, RRF):
             # A cast, or the databases would divide in numbers of other types.
             return share / cast(self._rrf_k + rank, _DOUBLE)
         low, high = func.min(score).over(), func.max(score).over()
         one, zero = literal_column("1.0", _DOUBLE), literal_column("0.0", _DOUBLE)
-        match self._fusion.normalize:
+        match self.fusion.normalize:
             case "minmax":
                 return share * case((high > low, (score - low) / (high - low)), else_=one)
             case "max":
