@@ -13,6 +13,7 @@ from sqla_vector.elasticsearch.search import Searcher
 from sqla_vector.elasticsearch.sizing import Sizing, sizing
 from sqla_vector.elasticsearch.specs import DenseVectorSpec, FieldSpec, NestedSpec
 from sqla_vector.elasticsearch.sync import Sync
+from sqla_vector.elasticsearch.vector_query import asearch_query, search_query
 
 __all__ = [
     "Bucket",
@@ -43,8 +44,10 @@ __all__ = [
     "Text",
     "acheck",
     "afix",
+    "asearch_query",
     "check",
     "fix",
     "indexes_of",
+    "search_query",
     "sizing",
 ]

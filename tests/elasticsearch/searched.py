@@ -15,7 +15,7 @@ from elasticsearch import Elasticsearch
 from sqlalchemy import BigInteger, Column, Enum, ForeignKey, Numeric, String, Table, Text, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from sqla_vector import Vector
+from sqla_vector import Vector, text_index
 from sqla_vector.elasticsearch import DenseVector, Field, Keyword, Nested, SearchIndex
 from sqla_vector.tracking import outbox_table
 
@@ -83,6 +83,7 @@ def make_world(name: str) -> SimpleNamespace:
         comments: Mapped[list[Comment]] = relationship()
         embedding: Mapped[Any | None] = mapped_column(Vector(DIM))
         other: Mapped[Any | None] = mapped_column(Vector(DIM))
+        __table_args__ = (text_index("ix_article_words", "title", "body"),)
 
     index = SearchIndex(
         name,
