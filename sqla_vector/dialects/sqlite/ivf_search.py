@@ -21,7 +21,7 @@ from sqla_vector.dialects.sqlite.search_parts import MAX_K, as_metadata, at_most
 
 __all__ = ["from_lists"]
 
-_SHARES: Final = 4
+_SHARES: Final = 16
 """Which part of all candidates one list of many gives at most: vec0 takes its time for each row that it returns."""
 
 _UP_TO: Final = "d * 1.000001"

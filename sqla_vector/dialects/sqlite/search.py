@@ -36,7 +36,7 @@ from sqla_vector.dialects.tuned import NO_KNOBS, Knobs, knobs_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import declared_index
 
-__all__ = ["MAX_K", "OVERSAMPLE", "knobs_of_vec0", "oversample_of", "usual_oversample"]
+__all__ = ["MAX_K", "OVERSAMPLE", "knobs_of_vec0", "oversample_of"]
 
 OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 40}
 """Candidates per wanted row that are fetched from a vec0 table of each precision."""
@@ -73,15 +73,9 @@ def knobs_of_vec0(
     return knobs_of(element, index.index, index.built, preparer, settings)
 
 
-def usual_oversample(index: Vec0Index) -> int:
-    """Return how many candidates per wanted row are fetched if nothing is said."""
-    # The lists hold what is near: fewer rows compete.
-    return OVERSAMPLE[index.precision] // (2 if index.in_lists and index.precision == "binary" else 1)
-
-
 def oversample_of(element: NearestCriterion, index: Vec0Index, knobs: Knobs) -> int:
     """Return how many candidates per wanted row are fetched: as many as asked for, else what vec0 can return."""
-    usual = usual_oversample(index)
+    usual = OVERSAMPLE[index.precision]
     if index.precision == "binary" and element.k * usual >= MAX_K:
         usual //= 2
     return knobs.oversample or usual
