@@ -27,6 +27,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import IdentifierPreparer, SQLCompiler
 
 from sqla_vector.dialects.settings import Settings
+from sqla_vector.dialects.sqlite.beside import single_key
 from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
 from sqla_vector.exc import IndexNotUsable, PluginMissing
 from sqla_vector.schema import IndexSpec, VectorIndexKey, index_key, vector_indexes
@@ -91,7 +92,7 @@ class Vec0Index:
         self.spec: IndexSpec = key.spec
         self.in_lists = key.spec.method == "ivfflat"
         """Whether rows are stored in lists of near vectors (IVF), of which a search reads some."""
-        self.primary_key = _single_key(self)
+        self.primary_key = single_key(self.table, f"{self.name}: a vector index")
         self.has_text_key = isinstance(self.primary_key.type, String)
         self.metadata = list(_metadata(self))
 
@@ -202,17 +203,6 @@ def vec0_index(index: Index) -> Vec0Index | None:
             f"vec0 takes at most {MAX_DIMENSIONS:,}"
         )
     return Vec0Index(index, key)
-
-
-def _single_key(index: Vec0Index) -> Column[Any]:
-    columns = list(index.table.primary_key.columns)
-    if len(columns) == 1 and isinstance(columns[0].type, (Integer, String)):
-        return columns[0]
-    found = ", ".join(f"{column.name} {column.type!r}" for column in columns) or "none"
-    raise IndexNotUsable(
-        f"{index.name}: a vector index on SQLite needs a primary key of one integer or text column; "
-        f"{index.table.name} has {found}"
-    )
 
 
 _VEC0_TYPES: Final = (

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from sqlalchemy import Column, UniqueConstraint
+from sqlalchemy import Column
 from sqlalchemy.sql.compiler import IdentifierPreparer
 
+from sqla_vector.dialects.sqlite.beside import unique_constraints
 from sqla_vector.dialects.sqlite.index import CENTROIDS, KEYS, LIST, REPLACED, VECTOR, Vec0Index
 from sqla_vector.dialects.sqlite.ivf_statements import ListStatements
 from sqla_vector.dialects.sqlite.tuned import TUNED
@@ -161,13 +162,7 @@ class Vec0Statements:
         ]
 
     def _unique_constraints(self) -> list[list[Column[Any]]]:
-        """Return the columns of each UNIQUE constraint beside the primary key."""
-        table = self._index.table
-        found = [list(c.columns) for c in table.constraints if isinstance(c, UniqueConstraint)]
-        found += [list(i.columns) for i in table.indexes if i.unique and i.columns]
-        # In one order, whatever the sets gave: the same declaration is the same SQL.
-        by_names = {tuple(sorted(column.name for column in columns)): columns for columns in found}
-        return [sorted(by_names[names], key=lambda column: str(column.name)) for names in sorted(by_names)]
+        return unique_constraints(self._index.table)
 
     def _create_triggers(self) -> Iterator[str]:
         new, old = f"NEW.{self._key}", f"OLD.{self._key}"
