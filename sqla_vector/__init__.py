@@ -43,12 +43,26 @@ from sqla_vector.search import Hit, asearch, nearest, nearest_each, nearest_to, 
 from sqla_vector.search.text import match_text
 from sqla_vector.text_expression import Snippet
 from sqla_vector.text_index import text_index
-from sqla_vector.tuning import SearchPlan, aexplain_nearest, explain_nearest
+from sqla_vector.tuning import (
+    Advice,
+    IndexStats,
+    Recall,
+    SearchPlan,
+    Tuning,
+    advise,
+    aexplain_nearest,
+    explain_nearest,
+    index_stats,
+    measure_recall,
+    optimize,
+    tune,
+)
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Advice",
     "BitVector",
     "BulkLoadError",
     "Capabilities",
@@ -57,6 +71,7 @@ __all__ = [
     "HalfVector",
     "Hit",
     "IndexNotUsable",
+    "IndexStats",
     "InvalidIdentifier",
     "InvalidOption",
     "InvalidStatement",
@@ -66,15 +81,18 @@ __all__ = [
     "NonFiniteVector",
     "PackageMissing",
     "PluginMissing",
+    "Recall",
     "SearchPlan",
     "Snippet",
     "SparseArray",
     "SparseVector",
+    "Tuning",
     "UnsupportedMetric",
     "Vector",
     "VectorError",
     "VectorPlugin",
     "acapabilities",
+    "advise",
     "aexplain_nearest",
     "asearch",
     "attach",
@@ -87,6 +105,7 @@ __all__ = [
     "distance",
     "explain_nearest",
     "hamming_distance",
+    "index_stats",
     "inner_product",
     "jaccard_distance",
     "l1_distance",
@@ -95,14 +114,17 @@ __all__ = [
     "l2_normalize",
     "match_text",
     "max_inner_product",
+    "measure_recall",
     "nearest",
     "nearest_each",
     "nearest_to",
+    "optimize",
     "search",
     "similarity",
     "subvector",
     "sum",
     "text_index",
+    "tune",
     "vector_dims",
     "vector_index",
 ]

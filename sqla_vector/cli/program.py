@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from sqla_vector import __version__
-from sqla_vector.cli import backfill, check, dead, doctor, es, model, status, worker
+from sqla_vector.cli import backfill, check, dead, doctor, es, index, model, status, worker
 from sqla_vector.cli.failure import ExitCode
 from sqla_vector.cli.masking import Masked, Masking
 
@@ -24,7 +24,7 @@ program = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for commands in (check, worker, backfill, model, status, dead, doctor, es):
+for commands in (check, worker, backfill, model, status, dead, doctor, es, index):
     commands.register(program)
 
 

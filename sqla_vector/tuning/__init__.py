@@ -3,6 +3,7 @@
 from sqla_vector.tuning.advice import Advice, aadvise, advise
 from sqla_vector.tuning.explain import SearchPlan, aexplain_nearest, explain_nearest
 from sqla_vector.tuning.optimize import aoptimize, optimize
+from sqla_vector.tuning.plot import plot_recall
 from sqla_vector.tuning.recall import Recall, ameasure_recall, measure_recall
 from sqla_vector.tuning.stats import IndexStats, aindex_stats, index_stats
 from sqla_vector.tuning.tune import Tuning, aforget, aload_tuned, atune, forget, load_tuned, tune
@@ -28,5 +29,6 @@ __all__ = [
     "load_tuned",
     "measure_recall",
     "optimize",
+    "plot_recall",
     "tune",
 ]

@@ -78,6 +78,7 @@ OPTIONAL = {
     "alembic",
     "asyncpg",
     "elasticsearch",
+    "matplotlib",
     "pgvector",
     "psycopg",
     "psycopg2",
