@@ -21,8 +21,12 @@ from sqla_vector.dialects.sqlite.search_parts import MAX_K, as_metadata, at_most
 
 __all__ = ["from_lists"]
 
+_FAIR: Final = 4
 _SHARES: Final = 16
-"""Which part of all candidates one list of many gives at most: vec0 takes its time for each row that it returns."""
+"""One list of many gives at most this part of all candidates, or so many times an equal share if that is more.
+
+vec0 takes its time for each row that it returns.
+"""
 
 _UP_TO: Final = "d * 1.000001"
 _UP_TO_NORMALIZED: Final = "d + 5e-7 / max(d, 5e-4)"
@@ -56,7 +60,7 @@ def from_lists(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     count = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
     of_list = at_most(count, scope)
     if oversample > 1:
-        share = f"{count} / max(1, min({_SHARES}, (SELECT count(*) FROM nearest_lists)))"
+        share = f"{count} / max(1, min({_SHARES}, (SELECT count(*) FROM nearest_lists) / {_FAIR}))"
         of_list = at_most(f"max({wanted} * 2, {share})", scope)
     first = f"SELECT rowid AS number, distance AS d {source}{of_list}{constraint}"
     ctes.append(f"nearest_top AS MATERIALIZED ({first})")
