@@ -23,6 +23,7 @@ GROUPS = (
     "PostgreSQL, searching",
     "SQLite",
     "SQLite, in lists",
+    "Hybrid search",
     "Tracking",
     "Elasticsearch",
     "Costs",

@@ -8,17 +8,18 @@ the statement is compiled, so :class:`RankedRows` keeps its searches as template
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select
-from sqlalchemy.sql.base import _clone
-from sqlalchemy.sql.elements import ColumnClause, ColumnElement
+from sqlalchemy import Select, column, select
+from sqlalchemy.sql.elements import BindParameter, ColumnClause, ColumnElement
 from sqlalchemy.sql.selectable import Subquery
-from sqlalchemy.sql.visitors import iterate
+from sqlalchemy.sql.visitors import InternalTraversal, iterate
+from sqlalchemy.types import TypeEngine
 
-__all__ = ["PLACE", "Compose", "RankedRows", "Template", "key_name", "ranked_rows_of", "refers_to"]
+__all__ = ["PLACE", "Composer", "RankedRows", "Template", "key_name", "ranked_rows_of", "refers_to"]
 
 PLACE = "place"
 """The column of ranked rows that numbers them from 1."""
@@ -34,11 +35,29 @@ class Template:
     """The primary key columns of that table or alias."""
 
 
-Compose = Callable[[Sequence[Select[Any]], ColumnElement[int] | None], Select[Any]]
-"""From completed searches, and the number of rows that are wanted or None for all, to the ranked rows.
+class Composer(ABC):
+    """Makes ranked rows of searches."""
 
-Called again at compilation, it must use the same parameters again.
-"""
+    columns: Sequence[tuple[str, TypeEngine[Any]]]
+    """The names and types of what it selects beside the keys."""
+    order: tuple[str, ...]
+    """The names of the columns it is sorted by; descending where they begin with "-"."""
+    parameters: Sequence[BindParameter[Any]] = ()
+    """Those that it uses, the same ones at every call."""
+
+    @property
+    @abstractmethod
+    def plan(self) -> tuple[Any, ...]:
+        """What decides the SQL beside the searches and the values of parameters; hashable."""
+
+    @abstractmethod
+    def compose(self, searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
+        """Return the ranked rows.
+
+        Args:
+            searches: the templates' statements, limited to the rows of the statement.
+            wanted: how many rows are wanted, or None for all.
+        """
 
 
 def key_name(number: int) -> str:
@@ -49,38 +68,61 @@ def key_name(number: int) -> str:
 class RankedRows(Subquery):
     """A subquery of keys, scores and ranks that follows the criteria of the statement that it stands in.
 
-    Two with the same element compile to the same SQL: ``templates`` and ``compose`` are how to make it anew.
+    Its own element only names the columns.  What stands for it is composed when a statement is compiled, which
+    happens once for many executions.
     """
 
-    inherit_cache = True
+    inherit_cache = None  # type: ignore[assignment]  # it has internals of its own
+    _traverse_internals = [
+        *Subquery._traverse_internals,
+        ("searches", InternalTraversal.dp_clauseelement_list),
+        ("flat_keys", InternalTraversal.dp_clauseelement_list),
+        ("parameters", InternalTraversal.dp_clauseelement_list),
+        ("plan", InternalTraversal.dp_plain_obj),
+    ]
 
-    templates: tuple[Template, ...]
-    compose: Compose
-    order: tuple[str, ...]
-    """The names of the columns it is sorted by; descending where they begin with "-"."""
+    searches: list[Select[Any]]
+    flat_keys: list[ColumnElement[Any]]
+    parameters: list[BindParameter[Any]]
+    plan: tuple[Any, ...]
+    composer: Composer
     k: int | None
-    """How many rows the statement wants, so that no more are handed to it; None for all."""
 
     @classmethod
-    def of(
-        cls, templates: Sequence[Template], compose: Compose, order: Sequence[str] = (), k: int | None = None
-    ) -> RankedRows:
-        """Return what ``compose`` makes of searches."""
-        made = cls._construct(compose([template.stmt for template in templates], None))
-        made.templates, made.compose, made.order, made.k = tuple(templates), compose, tuple(order), k
+    def of(cls, templates: Sequence[Template], composer: Composer, k: int | None = None) -> RankedRows:
+        """Return what a composer makes of searches.
+
+        Args:
+            templates: the searches.
+            composer: makes ranked rows of them.
+            k: how many rows the statement wants, so that no more are handed to it; None for all.
+        """
+        keys = [(key_name(number), key.type) for number, key in enumerate(templates[0].keys)]
+        made = cls._construct(select(*(column(name, type_) for name, type_ in (*keys, *composer.columns))))
+        made.searches = [template.stmt for template in templates]
+        made.flat_keys = [key for template in templates for key in template.keys]
+        made.parameters = list(composer.parameters)
+        made.plan = (type(composer).__name__, k, *composer.plan)
+        made.composer, made.k = composer, k
         return made
+
+    @property
+    def templates(self) -> list[Template]:
+        """The searches."""
+        count = len(self.flat_keys) // len(self.searches)
+        keys = [tuple(self.flat_keys[start : start + count]) for start in range(0, len(self.flat_keys), count)]
+        return [Template(stmt, one) for stmt, one in zip(self.searches, keys, strict=True)]
+
+    @property
+    def keys(self) -> tuple[ColumnElement[Any], ...]:
+        """The primary key columns of the table that is searched."""
+        return self.templates[0].keys
 
     def with_element(self, element: Select[Any]) -> Subquery:
         """Return this item of FROM with another SELECT of the same columns inside."""
         clone = self._clone()
         clone.element = element
         return clone
-
-    def _copy_internals(self, clone: Callable[..., Any] = _clone, **kw: Any) -> None:
-        super()._copy_internals(clone=clone, **kw)
-        self.templates = tuple(
-            Template(clone(one.stmt, **kw), tuple(clone(key, **kw) for key in one.keys)) for one in self.templates
-        )
 
 
 def refers_to(criterion: ColumnElement[Any], rows: RankedRows) -> bool:

@@ -38,14 +38,14 @@ def _completed(rows: RankedRows, compiler: SQLCompiler) -> Select[Any]:
     criteria = [criterion for criterion in stmt._where_criteria if not refers_to(criterion, rows)]
     # With a criterion beside those that bind the two, or groups, more rows may be needed than are wanted.
     placed = [criterion for criterion in about_rows if _is_of_places(criterion)]
-    plain = len(about_rows) - len(placed) == len(rows.templates[0].keys)
+    plain = len(about_rows) - len(placed) == len(rows.keys)
     grouped = stmt._distinct or stmt._group_by_clauses or stmt._having_criteria
     wanted: ColumnElement[int] | None = None
     if rows.k is not None and plain and (placed or not grouped):
         wanted = literal_column(str(rows.k), Integer())
         if stmt._offset_clause is not None and not placed:
             wanted = wanted + stmt._offset_clause
-    found = rows.compose([_within(template, froms, criteria) for template in rows.templates], wanted)
+    found = rows.composer.compose([_within(template, froms, criteria) for template in rows.templates], wanted)
     if wanted is not None:
         found = found.order_by(*_order(rows, found)).limit(wanted)
     if any(getattr(one["selectable"], "_for_update_arg", None) is not None for one in compiler.stack):
@@ -62,9 +62,12 @@ def _is_of_places(criterion: ColumnElement[Any]) -> bool:
 
 def _order(rows: RankedRows, found: Select[Any]) -> list[ColumnElement[Any]]:
     columns = found.selected_columns
-    named = [columns[name.removeprefix("-")] for name in rows.order]
-    by = [column.desc() if name.startswith("-") else column for name, column in zip(rows.order, named, strict=True)]
-    return [*by, *(columns[key_name(number)] for number in range(len(rows.templates[0].keys)))]
+    named = [columns[name.removeprefix("-")] for name in rows.composer.order]
+    by = [
+        column.desc() if name.startswith("-") else column
+        for name, column in zip(rows.composer.order, named, strict=True)
+    ]
+    return [*by, *(columns[key_name(number)] for number in range(len(rows.keys)))]
 
 
 def _within(template: Template, froms: list[FromClause], criteria: list[ColumnElement[bool]]) -> Select[Any]:

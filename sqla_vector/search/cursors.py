@@ -64,9 +64,7 @@ def decode(cursor: str, search: str) -> tuple[float, list[Any]]:
         InvalidOption: it is no cursor, or one of another search.
     """
     if len(cursor) > MAX_LENGTH:
-        raise InvalidOption(
-            f"the cursor is longer than {MAX_LENGTH:,} characters; cursor_of() makes none of that length"
-        )
+        raise InvalidOption(f"the cursor is longer than {MAX_LENGTH:,} characters, which cursor_of() makes none of")
     try:
         found = json.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
         version, of, number, keys = found
@@ -110,9 +108,7 @@ def _written(key: Any) -> Any:
     for tag, (type_, write, _) in _TAGS.items():
         if isinstance(key, type_):
             return [tag, write(key)]
-    raise InvalidOption(
-        f"a key of type {type(key).__name__} cannot be part of a cursor; give (distance, key) as a tuple"
-    )
+    raise InvalidOption(f"a key of type {type(key).__name__} cannot be in a text; give (distance, key) as a tuple")
 
 
 def _read(key: Any) -> Any:

@@ -14,8 +14,8 @@ from sqlalchemy import Float, Integer, Select, and_, func, literal, literal_colu
 from sqlalchemy.sql.elements import ColumnElement
 
 from sqla_vector.exc import InvalidOption, InvalidStatement
-from sqla_vector.expression import NearestCriterion
-from sqla_vector.ranked import PLACE, RankedRows, Template, key_name
+from sqla_vector.expression import DISTANCE_VALUE, NearestCriterion
+from sqla_vector.ranked import PLACE, Composer, RankedRows, Template, key_name
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.boosts import expression_of
 from sqla_vector.search.nearest import MAX_K, check_flag, criterion_of
@@ -65,11 +65,11 @@ def best_per_group(stmt: Select[Any], group: Any, k: int | None = None, *, exact
     if getattr(column, "table", None) != keys[0].table:
         raise InvalidOption(f"group= is {column}, which is no column of {keys[0].table}, where the vectors are")
     named = (column.label("grouped"), criterion.distance.label("distance"))
-    composer = _Composer(k, len(keys))
+    composer = GroupComposer(k, len(keys))
     templates = [Template(_all_rows(criterion, named), keys)]
     if not check_flag(exact, "exact") and not criterion.exact:
         templates += [Template(_nearest(criterion, named, count), keys) for count in composer.counts]
-    rows = RankedRows.of(templates, composer, ("distance",), k)
+    rows = RankedRows.of(templates, composer, k)
     plain = without(stmt, criterion).limit(literal_column(str(k), _INTEGER))
     return plain.where(*(rows.c[key_name(number)] == key for number, key in enumerate(keys)))
 
@@ -88,16 +88,22 @@ def _all_rows(criterion: NearestCriterion, named: Sequence[Any]) -> Select[Any]:
     return select_keys(criterion.keys, *named).where(criterion.distance <= bound)
 
 
-class _Composer:
+class GroupComposer(Composer):
     """Chooses the best row of each group among those of searches that widen."""
+
+    columns = (("distance", DISTANCE_VALUE), (PLACE, _INTEGER))
+    order = ("distance",)
 
     def __init__(self, k: int, keys: int) -> None:
         narrow = min(MAX_K, max(LEAST_NARROW, NARROW * k))
         self.counts = (narrow, min(MAX_K, max(narrow, WIDE * k)))
-        self._k = k
         self._keys = [key_name(number) for number in range(keys)]
 
-    def __call__(self, searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
+    @property
+    def plan(self) -> tuple[Any, ...]:
+        return self.counts
+
+    def compose(self, searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
         everything, *limited = searches
         if not limited:
             return self._best(everything)

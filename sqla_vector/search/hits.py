@@ -129,7 +129,7 @@ class HitReader:
 
     def __init__(self, stmt: Select[Any], *, vectors: bool = False) -> None:
         self._rows = ranked_rows_of(stmt) if isinstance(stmt, Select) else None
-        self._parts: Sequence[Part] = () if self._rows is None else getattr(self._rows.compose, "parts", ())
+        self._parts: Sequence[Part] = () if self._rows is None else getattr(self._rows.composer, "parts", ())
         self._texts: tuple[ColumnElement[Any], ...] = ()
         self._distance: Distance | None = None
         for part in self._parts:

@@ -14,11 +14,12 @@ from typing import Any
 
 from sqlalchemy import Float, Integer, Select, bindparam, case, cast, func, literal_column, null, select, union_all
 from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.types import TypeEngine
 
 from sqla_vector.exc import InvalidOption
 from sqla_vector.expression import DISTANCE_VALUE, vector_type_of
 from sqla_vector.fusion import RRF, Fusion, Weighted
-from sqla_vector.ranked import PLACE, RankedRows, key_name
+from sqla_vector.ranked import PLACE, Composer, RankedRows, key_name
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.nearest import MAX_K, check_statement
 from sqla_vector.search.parts import Part, text_part, vector_part
@@ -115,8 +116,8 @@ def fused(stmt: Select[Any], parts: Sequence[Part], fusion: Fusion, k: int, cand
             raise InvalidOption(
                 f"the parts {parts[0].name} and {part.name} are of different tables; hybrid() fuses searches of one"
             )
-    composer = _Composer(parts, fusion, len(keys))
-    rows = RankedRows.of(templates, composer, composer.order, k)
+    composer = HybridComposer(parts, fusion, len(keys))
+    rows = RankedRows.of(templates, composer, k)
     more = [rows.c[f"{part.name}_{what}"] for part in parts for what in ("rank", "score")]
     ordered = [rows.c[name.removeprefix("-")] for name in composer.order]
     by = [one.desc() if name.startswith("-") else one for name, one in zip(composer.order, ordered, strict=True)]
@@ -160,7 +161,7 @@ def _same_rows(keys: Sequence[ColumnElement[Any]], others: Sequence[ColumnElemen
     return one == two and len(keys) == len(others)
 
 
-class _Composer:
+class HybridComposer(Composer):
     """Fuses the searches of parts.  Its parameters are made once, since the statement is known by them."""
 
     def __init__(self, parts: Sequence[Part], fusion: Fusion, keys: int) -> None:
@@ -176,9 +177,21 @@ class _Composer:
         self._rrf_k = bindparam(None, fusion.k if isinstance(fusion, RRF) else 0, type_=_INTEGER, unique=True)
         counting = [part for part, share in zip(parts, shares, strict=True) if share]
         # By rank if there is nothing to fuse: two scores may differ by less than what is left of it after scaling.
-        self.order: tuple[str, ...] = (f"{counting[0].name}_rank",) if len(counting) == 1 else ("-score",)
+        self.order = (f"{counting[0].name}_rank",) if len(counting) == 1 else ("-score",)
+        named: list[tuple[str, TypeEngine[Any]]] = [("score", DISTANCE_VALUE)]
+        for part in parts:
+            rank, score = _named(part)
+            named += [(rank, _INTEGER), (score, DISTANCE_VALUE)]
+        self.columns = [*named, (PLACE, _INTEGER)]
+        self.parameters = [self._rrf_k, *(share for share in self._shares if share is not None)]
 
-    def __call__(self, searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
+    @property
+    def plan(self) -> tuple[Any, ...]:
+        fusion = self.fusion.normalize if isinstance(self.fusion, Weighted) else "rrf"
+        parts = ((part.name, share is None) for part, share in zip(self.parts, self._shares, strict=True))
+        return fusion, *parts
+
+    def compose(self, searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
         arms = [
             self._arm(number, part, share, search)
             for number, (part, share, search) in enumerate(zip(self.parts, self._shares, searches, strict=True))

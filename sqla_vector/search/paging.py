@@ -138,17 +138,15 @@ class _Place:
         self._stmt = stmt
         self.number: ColumnElement[Any]
         rows = ranked_rows_of(stmt) if isinstance(stmt, Select) else None
-        parts = getattr(rows.compose, "parts", ()) if rows is not None else ()
+        parts = getattr(rows.composer, "parts", ()) if rows is not None else ()
         if (rows is not None and not parts) or (isinstance(stmt, Select) and is_reranked(stmt)):
-            raise InvalidStatement(
-                f"{name}() needs a search whose rows have a place by key; take offset() for this one"
-            )
+            raise InvalidStatement(f"{name}() needs a search whose rows have a place by key; here take offset()")
         if rows is not None:
-            order = rows.order[0].removeprefix("-")
-            self.name, self.number, self.descending = order, rows.c[order], rows.order[0].startswith("-")
-            self.keys: Sequence[ColumnElement[Any]] = rows.templates[0].keys
-            limit = rows.templates[0].stmt._limit_clause
-            identity = [f"{getattr(rows.compose, 'fusion', '')!r} {limit}".encode()]
+            order = rows.composer.order[0].removeprefix("-")
+            self.name, self.number, self.descending = order, rows.c[order], rows.composer.order[0].startswith("-")
+            self.keys: Sequence[ColumnElement[Any]] = rows.keys
+            limit = rows.searches[0]._limit_clause
+            identity = [f"{getattr(rows.composer, 'fusion', '')!r} {limit}".encode()]
             for part in parts:
                 if isinstance(part, VectorPart):
                     identity += _of_vector(criterion_of(part.stmt).distance)

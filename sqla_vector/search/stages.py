@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Integer, Select, literal_column
+from sqlalchemy import Float, Integer, Select, literal_column
 from sqlalchemy.sql.elements import ColumnElement, Label
 
 from sqla_vector.exc import InvalidStatement
 from sqla_vector.expression import Distance, NearestCriterion
 from sqla_vector.functions import similarity_of
-from sqla_vector.ranked import PLACE, RankedRows, Template, key_name, ranked_rows_of
+from sqla_vector.ranked import PLACE, Composer, RankedRows, Template, key_name, ranked_rows_of
 from sqla_vector.search.nearest import criterion_of
 from sqla_vector.search.parts import select_keys
 from sqla_vector.text_expression import TextScore
@@ -123,12 +123,20 @@ def _of_text(stmt: Select[Any], rest: Select[Any], score: TextScore, order: tupl
     best = select_keys(keys, score.label("score"))
     best = best.order_by(best.selected_columns.score.desc(), *keys).limit(literal_column(str(k), Integer()))
 
-    def compose(searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
-        return searches[0]
-
-    rows = RankedRows.of([Template(best, keys)], compose)
+    rows = RankedRows.of([Template(best, keys)], _Alone())
     criteria = (rows.c[key_name(number)] == key for number, key in enumerate(keys))
     return Stage(rest.where(*criteria), score, order, k)
+
+
+class _Alone(Composer):
+    """Takes one search as it is."""
+
+    columns = (("score", Float(53)),)
+    order = ("-score",)
+    plan = ()
+
+    def compose(self, searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
+        return searches[0]
 
 
 def without(stmt: Select[Any], criterion: NearestCriterion, instead: NearestCriterion | None = None) -> Select[Any]:
