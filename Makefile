@@ -12,8 +12,8 @@ WORKERS ?= logical
 # Further arguments for pytest, such as PYTEST_ARGS="-x -k nearest".
 PYTEST_ARGS ?=
 # The suites that run again under another SQLAlchemy or another sqlite3; those of work on fewer drivers.
-SUITES = $(wildcard tests/unit tests/conformance tests/alembic tests/migrations tests/embedding)
-WORK = $(wildcard tests/tracking tests/cli)
+SUITES = $(wildcard tests/unit tests/conformance)
+WORK = $(wildcard $(addprefix tests/,alembic migrations embedding tracking chunking query tuning cli))
 # Kills, faults and random programs run once.
 AGAIN = -m "not long"
 # The question `make demo` answers; taken as it is, since a question may contain a $.
@@ -43,8 +43,8 @@ test-main: .venv/.installed-test  ## all tests on SQLAlchemy 2.1, with coverage
 	.venv/bin/python $(PYTEST) --cov --cov-report=term --cov-report=json $(PYTEST_ARGS)
 	.venv/bin/python tools/check_coverage.py coverage.json --lines 95 --branches 90
 
-test-sa20: .venv-sa20/.installed-test  ## all but Elasticsearch on SQLAlchemy 2.0, oldest Alembic, four drivers
-	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(WORK) $(AGAIN) $(addprefix --backend=,psycopg asyncpg pysqlite3 aiosqlite) $(PYTEST_ARGS)
+test-sa20: .venv-sa20/.installed-test  ## all but Elasticsearch on SQLAlchemy 2.0, oldest Alembic, a driver of each kind
+	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(WORK) $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) $(PYTEST_ARGS)
 
 test-elasticsearch8: .venv-es8/.installed-test  ## Elasticsearch's tests with client and server of version 8.19
 	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) $(PYTEST_ARGS)
@@ -76,7 +76,7 @@ soak-state: export SQLA_VECTOR_RUNS = 500
 soak-state: export SQLA_VECTOR_STEPS = 50
 soak-state: export SQLA_VECTOR_SHRINK = 1
 soak-state: .venv/.installed-test  ## 500 random programs of 50 steps over two sessions on each database, twice
-	.venv/bin/python -m pytest tests/tracking/test_state_machine.py $(PYTEST_ARGS)
+	.venv/bin/python -m pytest tests/tracking/test_state_machine.py tests/chunking/test_state_machine.py $(PYTEST_ARGS)
 
 soak-lists: export SQLA_VECTOR_RUNS = 500
 soak-lists: export SQLA_VECTOR_STEPS = 50

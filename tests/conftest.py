@@ -66,7 +66,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         run.close()
 
 
-WORK = ("alembic", "migrations", "embedding", "tracking", "cli", "elasticsearch")
+WORK = ("alembic", "migrations", "embedding", "tracking", "chunking", "query", "tuning", "cli", "elasticsearch")
 """Folders whose tests are of what happens to tables and rows; how vectors travel on each driver others test."""
 
 ONE_OF_EACH = ("psycopg", "asyncpg", "sqlite_stdlib", "pysqlite3", "aiosqlite")
