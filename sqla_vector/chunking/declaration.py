@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from sqla_vector.embedding.declaration import When
 from sqla_vector.exc import InvalidDeclaration, InvalidOption
 from sqla_vector.schema import check_identifier, vector_index
 from sqla_vector.tracking.derived import declare_derived
+from sqla_vector.tracking.targets import Target
 from sqla_vector.types import VectorType
 
 __all__ = ["chunked"]
@@ -78,7 +80,8 @@ def chunked(
         The mapped class of the chunks.
 
     Raises:
-        InvalidDeclaration: a name is taken, the class has no table with a primary key, or a text cannot be made.
+        InvalidDeclaration: a name is taken, or the class has no table with a primary key that can be written down.
+            What a text is made of is checked when it is used first.
         InvalidIdentifier: a name cannot be one.
         InvalidOption: an option is none, or contradicts another.
     """
@@ -95,10 +98,12 @@ def chunked(
     if index is not None and not isinstance(index, Mapping):
         raise InvalidOption(f'index= is the options of a vector_index(), {{"metric": "cosine"}}, got {index!r}')
     text = SourceText.of(source, depends_on, template, redact)
+    _ = Target(mapper, table, ()).decoders  # refuses keys that no entry of an outbox can name
     own = check_identifier(f"{table.name}_chunk" if tablename is None else tablename, "table name")
-    parent = check_identifier(table.name if parent is None else parent, "parent")
+    parent = table.name if parent is None else parent
     keys = {f"{table.name}_{column.name}": column for column in table.primary_key.columns}
-    _check_names(mapper, table, own, parent, check_identifier(collection, "collection"), keys)
+    _check_names(mapper, table, own, parent, collection, keys)
+    name = check_identifier(f"{class_.__name__}Chunk" if name is None else name, "name")
     attributes: dict[str, Any] = {
         "__module__": class_.__module__,
         "__doc__": f"A chunk of a text of {class_.__name__}.",
@@ -126,7 +131,7 @@ def chunked(
             {"schema": table.schema},
         ),
     }
-    made = _mapped(class_, mapper.registry, name or f"{class_.__name__}Chunk", attributes)
+    made = _mapped(class_, mapper.registry, name, attributes)
     rows = made.__table__
     joined = and_(*(rows.c[key] == column for key, column in keys.items()))
     foreign = [rows.c[key] for key in keys]
@@ -144,6 +149,9 @@ def _check_names(
     mapper: Mapper[Any], table: Table, own: str, parent: str, collection: str, keys: Mapping[str, Column[Any]]
 ) -> None:
     where = mapper.class_.__name__
+    for what, attribute in (("collection", collection), ("parent", parent), *(("a key", key) for key in keys)):
+        if not isinstance(attribute, str) or not attribute.isidentifier() or keyword.iskeyword(attribute):
+            raise InvalidOption(f"{where}: {what} of chunked() is the name of an attribute, got {attribute!r}")
     if (f"{table.schema}.{own}" if table.schema else own) in table.metadata.tables:
         raise InvalidDeclaration(f"{where}: there is a table {own} already; give chunked() tablename=")
     if collection in mapper._props or hasattr(mapper.class_, collection):
@@ -158,7 +166,6 @@ def _template(prefix: str) -> str | None:
 
 def _mapped(class_: type[Any], mapped_in: registry, name: str, attributes: dict[str, Any]) -> Any:
     """Return a mapped class, of the declarative base of another one if that has one."""
-    check_identifier(name, "name")
     # The base itself, and not what is between: an abstract class may want columns that chunks have not.
     base = next((one for one in class_.__mro__ if isinstance(vars(one).get("registry"), registry)), None)
     if base is not None:

@@ -20,7 +20,7 @@ Make = Callable[..., Tracked]
 
 def split(body: str) -> list[tuple[int, int]]:
     """Split what paragraphs() makes; a program of its own."""
-    return [match.span() for match in re.finditer(r"Paragraph \d+ begins\. It ends with \d+\.|[^\n]+", body)]
+    return [match.span() for match in re.finditer(r"Paragraph \d+ begins\. It ends with \d+\.|\S[^\n]*", body)]
 
 
 def wrong(t: Tracked, embedder: CountingEmbedder | None = None) -> list[str]:
