@@ -1,48 +1,30 @@
-"""Hybrid search: by meaning and by words at once, in Elasticsearch, with the objects of the database as the answer.
+"""Hybrid search in SQL: by meaning and by words in one statement, then a second stage.
 
-    python examples/hybrid_search.py                                        # a node at http://localhost:9200
-    python examples/hybrid_search.py --elasticsearch https://search.example:9200
+    python examples/hybrid_search.py
+    python examples/hybrid_search.py "read a zip archive"
     python examples/hybrid_search.py --url postgresql+psycopg://user:password@host/database
 
-It needs ``pip install 'sqla-vector[sqlite,elasticsearch,examples]'``.  The rows are docstrings of the standard library,
-and the embedder is scikit-learn's: nothing is downloaded.  A key is taken from the environment variable
-ELASTICSEARCH_API_KEY.  What it makes (tables, and an index named ``sqla-vector-hybrid-search`` or as ``--index`` says)
-is dropped at the end.
+The rows are docstrings of the standard library, and their vectors come from scikit-learn: nothing is downloaded, and no
+server is needed.  The table that it makes is dropped at the end.  The same with Elasticsearch is in
+elasticsearch_hybrid_search.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 
 import numpy as np
-from elasticsearch import Elasticsearch
 from search_python_docs import read_docstrings
-from sqlalchemy import String, create_engine, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy import String, case, create_engine, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from text_to_vector_sync import make_embedder
 
-from sqla_vector import Vector
-from sqla_vector.elasticsearch import (
-    DenseVector,
-    Keyword,
-    Knn,
-    Match,
-    Searcher,
-    SearchIndex,
-    SearchPage,
-    Sync,
-    Terms,
-    check,
-)
-from sqla_vector.embedding import Fingerprint, embed, embedding_column
+from sqla_vector import Hit, Vector, search, text_index, vector_index
+from sqla_vector.embedding import embed
 from sqla_vector.fusion import weighted
-from sqla_vector.tracking import outbox_table, track, untrack
+from sqla_vector.search import hybrid, mmr, rerank, score_of, text_part, vector_part
 
 MODULES = ("csv", "json", "math", "random", "shutil", "string", "textwrap", "zipfile")
-
-
-# --- 1. The model, and the outbox that tells of its changes. -------------------------------------------------------
 
 
 class Base(DeclarativeBase):
@@ -56,95 +38,70 @@ class Entry(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
+    module: Mapped[str] = mapped_column(String(40))
     kind: Mapped[str] = mapped_column(String(20))
     text: Mapped[str]
-    embedding: Mapped[np.ndarray | None] = embedding_column(Vector(64), source=("name", "text"), embedder="lsa")
-    embedding_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
-
-
-outbox = outbox_table(Base.metadata, name="hybrid_outbox")
-
-
-def declare(name: str) -> SearchIndex:
-    """Say what the documents of an entry have; the mapping follows from the columns."""
-    return SearchIndex(
-        name,
-        Entry,
-        fields={
-            "name": "name",
-            "kind": Keyword("kind"),
-            "text": "text",
-            "embedding": DenseVector("embedding", metric="cosine", index="int8_hnsw"),
-        },
-        outbox=outbox,
-        settings={"number_of_replicas": 0},  # of a node that is alone
+    name_embedding: Mapped[np.ndarray] = mapped_column(Vector(64))
+    embedding: Mapped[np.ndarray] = mapped_column(Vector(64))
+    __table_args__ = (
+        vector_index("hybrid_entry_name_embedding", "name_embedding", metric="cosine"),
+        vector_index("hybrid_entry_embedding", "embedding", metric="cosine"),
+        text_index("hybrid_entry_text", "name", "text", weights=(1.0, 0.4), language="english"),
     )
 
 
-# --- 2. Searches: vectors and words in, objects out. ----------------------------------------------------------------
-
-
-def show(what: str, page: SearchPage[Entry]) -> None:
+def show(what: str, hits: list[Hit[Entry]]) -> None:
+    """Print hits, and which part has found each of them at which place."""
     print(f"{what}:")
-    for hit in page:
-        distance = "    -" if hit.distance is None else f"{hit.distance:.3f}"
-        print(f"  {hit.rank}. {distance}  {hit.entity.kind:<8}  {hit.entity.name}")
+    for hit in hits:
+        why = ", ".join(f"{name} {part.rank}" for name, part in hit.parts.items() if part is not None)
+        print(f"  {hit.score:.4f}  {hit.entity.kind:<8}  {hit.entity.name}  ({why})")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Hybrid search in Elasticsearch.")
+    parser = argparse.ArgumentParser(description="Hybrid search in SQL.")
+    parser.add_argument("question", nargs="?", default="choose a random element of a list")
     parser.add_argument("--url", default="sqlite://", help="the database (default: SQLite in memory)")
-    parser.add_argument("--elasticsearch", default="http://localhost:9200", metavar="URL", help="the server")
-    parser.add_argument("--index", default="sqla-vector-hybrid-search", help="the name of the index")
     arguments = parser.parse_args()
 
     docs = read_docstrings(MODULES)
     embedder = make_embedder([f"{name} {text}" for name, _, text in docs])
-    index = declare(arguments.index)
+    of_names = embed(embedder, [name.replace(".", " ") for name, _, _ in docs])
+    of_texts = embed(embedder, [text for _, _, text in docs])
     engine = create_engine(arguments.url, plugins=["sqla_vector"])
-    sessions = sessionmaker(engine)
-    track(sessions, embedders={"lsa": embedder}, outbox=outbox, models=Base)
+    Base.metadata.drop_all(engine)
+    Base.metadata.create_all(engine)
+    try:
+        with Session(engine) as session:
+            for (name, kind, text), of_name, of_text in zip(docs, of_names, of_texts, strict=True):
+                module = name.partition(".")[0]
+                entry = Entry(name=name, module=module, kind=kind, text=text, name_embedding=of_name, embedding=of_text)
+                session.add(entry)
+            session.commit()
 
-    with Elasticsearch(arguments.elasticsearch, api_key=os.environ.get("ELASTICSEARCH_API_KEY")) as client:
+            (vector,) = embed(embedder, [arguments.question])
+            # Any of the words: the vectors decide what is meant.
+            words = " or ".join(arguments.question.split())
+            both = hybrid(select(Entry), Entry.embedding, vector=vector, text=words, k=5)
+            show("by both", search(session, both))
+            show("by both, classes only", search(session, both.where(Entry.kind == "class")))
+            mostly = hybrid(select(Entry), Entry.embedding, vector=vector, text=words, k=5, fusion=weighted(alpha=0.9))
+            show("by both, words count for a tenth", search(session, mostly))
+            parts = [
+                vector_part(Entry.embedding, vector, name="text"),
+                vector_part(Entry.name_embedding, vector, name="name", weight=0.5),
+                text_part(Entry, words, name="words"),
+            ]
+            show("by two vectors and words", search(session, hybrid(select(Entry), parts=parts, k=5)))
+
+            # A second stage: of 50 candidates functions are preferred, then the five that repeat each other least.
+            wide = hybrid(select(Entry), Entry.embedding, vector=vector, text=words, k=50)
+            preferred = rerank(wide, score_of(wide) * case((Entry.kind == "function", 1.5), else_=1.0), k=5)
+            show("functions preferred", search(session, preferred))
+            show("that differ", mmr(search(session, wide, vectors=True), k=5, lambda_=0.4))
+    finally:
         Base.metadata.drop_all(engine)
-        Base.metadata.create_all(engine)
-        physical = index.create(client)
-        try:
-            # A program goes on as ever.  Beside it runs `sqla-vector es sync`, or this:
-            sync = Sync(sessions, client, index)
-            with sessions.begin() as session:
-                session.add_all(Entry(name=name, kind=kind, text=text) for name, kind, text in docs)
-            print(f"{sync.run(until_empty=True).written} of {len(docs)} documents written")
-
-            searcher = Searcher(client, index)
-            question = "choose a random element of a list"
-            (vector,) = embed(embedder, [question])
-            knn = Knn("embedding", vector)
-            with sessions() as session:
-                show("by meaning", searcher.search(session, knn=knn, k=3, refresh=True))
-                show("by words", searcher.search(session, text=Match(question, ("name^2", "text")), k=3))
-                show("by both", searcher.search(session, knn=knn, text=question, k=3))
-                nearly = searcher.search(session, knn=knn, text=question, k=3, fusion=weighted(alpha=0.9))
-                show("by both, words count for a tenth", nearly)
-                page = searcher.search(session, knn=knn, text=question, where=Entry.kind == "class", k=3)
-                show("by both, classes only", page)
-                counted = searcher.search(session, text="file", aggs={"kinds": Terms("kind")}, k=1)
-                kinds = {bucket["key"]: bucket["doc_count"] for bucket in counted.aggregations["kinds"]["buckets"]}
-                print(f'entries with the word "file": {kinds}')
-
-            with sessions.begin() as session:
-                entry = session.scalars(select(Entry).where(Entry.name == "math.sqrt")).one()
-                entry.text = "Unpack a parcel of tangerines."
-            sync.run(until_empty=True)
-            with sessions() as session:
-                (hit,) = searcher.search(session, text="tangerines", k=1, refresh=True)
-                print(f'"tangerines" finds {hit.entity.name}: {hit.entity.text}')
-            print(f"equal to the database: {check(sessions, client, index).is_equal}")
-        finally:
-            client.indices.delete(index=physical)
-            Base.metadata.drop_all(engine)
-            untrack(sessions)
-            engine.dispose()
+        engine.dispose()
 
 
 if __name__ == "__main__":

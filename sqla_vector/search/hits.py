@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -117,7 +117,17 @@ async def asearch(
 
 def _load(session: Session, stmt: Select[Any], vectors: bool) -> list[Hit[Any]]:
     reader = HitReader(stmt, vectors=vectors)
-    return [reader.hit(row) for row in session.execute(reader.stmt).unique()]
+    return [reader.hit(row) for row in session.execute(reader.stmt).unique(_identity)]
+
+
+def _identity(row: Any) -> tuple[Any, ...]:
+    """Return what tells a row from others: eager loading by a join repeats those that have several related ones."""
+    return tuple(value if isinstance(value, Hashable) else _contents(value) for value in row)
+
+
+def _contents(value: Any) -> Any:
+    # An array may be long, and its representation leaves elements out.
+    return value.tobytes() if hasattr(value, "tobytes") else repr(value)
 
 
 class HitReader:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from sqlalchemy import Date, DateTime, ForeignKey, select
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship, selectinload
 
 from sqla_vector import Vector, asearch, l2_distance, nearest, search, similarity, vector_index
 from sqla_vector.exc import RerankerError
 from sqla_vector.fusion import rrf
 from sqla_vector.metrics import METRICS
-from sqla_vector.search import hybrid, recency, rerank, saturation, score_of, vector_part
+from sqla_vector.search import hybrid, mmr, recency, rerank, saturation, score_of, vector_part
 from tests.support.brute_force import distance, engine_that_indexes, make_vectors
 from tests.support.brute_force import nearest as brute_force
 from tests.support.fused import Part, fuse
@@ -256,6 +256,28 @@ def test_hits_of_a_second_stage_have_its_score(backend, engine):
         near = dict(candidates(10))
         assert [hit.distance for hit in hits] == pytest.approx([near[hit.entity.id] for hit in hits], abs=2e-6)
         assert [hit.score for hit in search(session, stmt)] == [hit.similarity for hit in search(session, stmt)]
+
+    backend.run(engine, check)
+
+
+@SYNCHRONOUS
+def test_hits_with_vectors_are_diverse_and_none_is_lost(backend, engine):
+    def check(session: Session) -> None:
+        fill(session)
+        stmt = nearest(select(Article), Article.small, QUERY, k=20)
+        hits = search(session, stmt, vectors=True)
+        assert all(np.array_equal(hit.vector, SMALL[hit.entity.id]) for hit in hits)
+        plain = [hit.entity.id for hit in search(session, stmt)]
+        assert [hit.entity.id for hit in hits] == plain
+        # Every tenth row has the vector of row 1: of these only one is among the first.
+        first = [hit.entity.id for hit in mmr(hits, k=8, lambda_=0.3)]
+        same = [key for key in plain if SMALL[key] is SMALL[1]]
+        assert len(same) > 3
+        assert len({*first} & {*same}) == 1
+        assert sorted(hit.entity.id for hit in mmr(hits, k=20)) == sorted(plain)
+        own = nearest(select(Article, Article.full).options(joinedload(Article.tags)), Article.small, QUERY, k=20)
+        session.expunge_all()
+        assert [hit.entity.id for hit in search(session, own)] == plain
 
     backend.run(engine, check)
 

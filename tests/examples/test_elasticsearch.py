@@ -73,12 +73,20 @@ def check_hybrid(output: str) -> None:
 
 
 def test_hybrid_search_beside_sqlite(elasticsearch_node: Server, index: str) -> None:
-    check_hybrid(run("hybrid_search.py", "--elasticsearch", elasticsearch_node.url, "--index", index))
+    check_hybrid(run("elasticsearch_hybrid_search.py", "--elasticsearch", elasticsearch_node.url, "--index", index))
 
 
 def test_hybrid_search_beside_postgresql(elasticsearch_node: Server, index: str, postgresql: str) -> None:
     check_hybrid(
-        run("hybrid_search.py", "--elasticsearch", elasticsearch_node.url, "--index", index, "--url", postgresql)
+        run(
+            "elasticsearch_hybrid_search.py",
+            "--elasticsearch",
+            elasticsearch_node.url,
+            "--index",
+            index,
+            "--url",
+            postgresql,
+        )
     )
 
 
