@@ -19,7 +19,7 @@ from text_to_vector_sync import make_embedder
 
 from sqla_vector import Vector, explain_nearest, nearest, nearest_to, search, vector_index
 from sqla_vector.embedding import embed
-from sqla_vector.search import after, cursor_of
+from sqla_vector.search import cursor_of, page_after
 
 MODULES = ("csv", "json", "math", "random", "shutil", "string", "textwrap", "zipfile")
 
@@ -74,7 +74,7 @@ def main() -> None:
             print(f"the best hit: {hit.entity.name}, similarity {hit.similarity:.3f}, its text: {hit.text[:40]!r}")
 
             place = cursor_of(stmt, search(session, stmt)[-1])
-            show("the next 3", session.execute(after(stmt, place)).all())
+            show("the next 3", session.execute(page_after(stmt, place)).all())
             like = session.scalars(select(Entry).where(Entry.name == "math.sqrt")).one()
             show("most like math.sqrt", session.execute(nearest_to(Entry.embedding, like, k=3)).all())
             print(explain_nearest(session, stmt).reason)

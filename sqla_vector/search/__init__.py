@@ -6,7 +6,7 @@ from sqla_vector.search.grouping import best_per_group
 from sqla_vector.search.hits import Hit, HitPart, asearch, search
 from sqla_vector.search.hybrid import hybrid
 from sqla_vector.search.nearest import criterion_of, nearest, nearest_each, nearest_to
-from sqla_vector.search.paging import after, astream, cursor_of, stream
+from sqla_vector.search.paging import astream, cursor_of, page_after, stream
 from sqla_vector.search.parts import text_part, vector_part
 from sqla_vector.search.rerank import rerank
 from sqla_vector.search.scoring import Reranker, arerank_hits, rerank_hits
@@ -17,7 +17,6 @@ __all__ = [
     "Hit",
     "HitPart",
     "Reranker",
-    "after",
     "arerank_hits",
     "asearch",
     "astream",
@@ -30,6 +29,7 @@ __all__ = [
     "nearest",
     "nearest_each",
     "nearest_to",
+    "page_after",
     "recency",
     "rerank",
     "rerank_hits",

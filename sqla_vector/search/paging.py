@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session
 
-__all__ = ["after", "astream", "cursor_of", "stream"]
+__all__ = ["astream", "cursor_of", "page_after", "stream"]
 
 _DOUBLE = Float(53)
 
 
-def after(stmt: Select[Any], cursor: str | tuple[Any, ...]) -> Select[Any]:
+def page_after(stmt: Select[Any], cursor: str | tuple[Any, ...]) -> Select[Any]:
     """Return a search for the rows that follow a place in its result: the next ``k``.
 
     Args:
@@ -47,7 +47,7 @@ def after(stmt: Select[Any], cursor: str | tuple[Any, ...]) -> Select[Any]:
         InvalidOption: it is no cursor, one of another search, or its key cannot be one of the table.
         InvalidStatement: the statement is no search whose rows have a place by key, or it has OFFSET.
     """
-    place = _Place(stmt, "after")
+    place = _Place(stmt, "page_after")
     if isinstance(cursor, str):
         number, keys = decode(cursor, place.search)
     elif isinstance(cursor, tuple) and cursor:
@@ -66,7 +66,7 @@ def after(stmt: Select[Any], cursor: str | tuple[Any, ...]) -> Select[Any]:
 
 
 def cursor_of(stmt: Select[Any], row: Any) -> str:
-    """Return the place of a row in the result of a search, for :func:`after`.
+    """Return the place of a row in the result of a search, for :func:`page_after`.
 
     Args:
         stmt: the search.

@@ -33,11 +33,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_col
 
 from sqla_vector import InvalidOption, InvalidStatement, Vector, match_text, nearest, nearest_each, text_index
 from sqla_vector.search import (
-    after,
     astream,
     best_per_group,
     cursor_of,
     hybrid,
+    page_after,
     rerank,
     search,
     stream,
@@ -93,7 +93,7 @@ def pages(session: Session, stmt: Any) -> list[Any]:
     while page:
         found += page
         assert len(found) < 1000
-        page = session.execute(after(stmt, cursor_of(stmt, page[-1]))).all()
+        page = session.execute(page_after(stmt, cursor_of(stmt, page[-1]))).all()
     return found
 
 
@@ -161,9 +161,9 @@ def test_a_page_is_right_although_rows_came_and_went(backend, engine):
         session.delete(hits[3].entity)
         session.add(Item(id=1000, words="new", embedding=QUERY))
         session.flush()
-        assert [item.id for item in session.scalars(after(stmt, place))] == expected[10:20]
+        assert [item.id for item in session.scalars(page_after(stmt, place))] == expected[10:20]
         number, key = hits[-1].distance, hits[-1].entity.id
-        assert [item.id for item in session.scalars(after(stmt, (number, key)))] == expected[10:20]
+        assert [item.id for item in session.scalars(page_after(stmt, (number, key)))] == expected[10:20]
 
     backend.run(engine, check)
 
@@ -266,9 +266,9 @@ def test_a_cursor_that_was_made_up_is_refused():
 
     from sqla_vector.search.paging import _Place
 
-    of = _Place(stmt, "after").search
+    of = _Place(stmt, "page_after").search
     one = (1.5).hex()
-    assert after(stmt, made(1, of, one, [3])) is not None
+    assert page_after(stmt, made(1, of, one, [3])) is not None
     refused = [
         *("", "abc", "%%%", good, "é", "a" * 5000, "AAAA", made(), made(1), made(1, of, one), made(1, of, one, 3)),
         *(made(2, of, one, [3]), made(1, of, "nan", [3]), made(1, of, "inf", [3]), made(1, of, 1.5, [3])),
@@ -281,11 +281,11 @@ def test_a_cursor_that_was_made_up_is_refused():
     ]
     for cursor in refused:
         with pytest.raises(InvalidOption, match="cursor"):
-            after(stmt, cursor)
+            page_after(stmt, cursor)
     places = nearest(select(Place), Place.embedding, QUERY)
     for key in (("a\0b", 3), ("a", None), (3, "a"), ("a",)):
         with pytest.raises(InvalidOption, match="cursor"):
-            after(places, (1.0, *key))
+            page_after(places, (1.0, *key))
 
 
 def test_a_cursor_is_of_one_search():
@@ -293,7 +293,7 @@ def test_a_cursor_is_of_one_search():
         from sqla_vector.search.cursors import encode
         from sqla_vector.search.paging import _Place
 
-        return encode(_Place(stmt, "after").search, 0.5, [3])
+        return encode(_Place(stmt, "page_after").search, 0.5, [3])
 
     stmt = nearest(select(Item), Item.embedding, QUERY, k=7)
     parts = [vector_part(Item.embedding, QUERY), text_part(Item, "cat")]
@@ -310,12 +310,12 @@ def test_a_cursor_is_of_one_search():
     for one in everything:
         for other in everything:
             if one is other:
-                assert after(one, first(other)) is not None
+                assert page_after(one, first(other)) is not None
             else:
                 with pytest.raises(InvalidOption, match="another search"):
-                    after(one, first(other))
+                    page_after(one, first(other))
     # Filters and the size of a page may change.
-    assert after(nearest(select(Item).where(Item.id > 3), Item.embedding, QUERY, k=3), first(stmt)) is not None
+    assert page_after(nearest(select(Item).where(Item.id > 3), Item.embedding, QUERY, k=3), first(stmt)) is not None
 
 
 def test_what_has_no_place_by_key_is_refused():
@@ -329,7 +329,7 @@ def test_what_has_no_place_by_key_is_refused():
         None,
     ):
         with pytest.raises(InvalidStatement):
-            after(other, (1.0, 3))  # type: ignore[arg-type]
+            page_after(other, (1.0, 3))  # type: ignore[arg-type]
     for size in (0, -1, True, "3", 100_001):
         with pytest.raises(InvalidOption):
             stream(None, stmt, size=size)  # type: ignore[arg-type]
