@@ -479,6 +479,14 @@ def test_gin_indexes_of_others_are_left_alone(tmp_path, backend):
     table.indexes.clear()
     # An index of theirs under the name of one of ours is Alembic's to drop.
     assert names(project.drift(models())) == ["remove_index"]
+    backend.run_connection(project.engine, lambda c: c.exec_driver_sql("DROP INDEX ix_theirs"))
+    ours = models("title")
+    backend.run_connection(project.engine, lambda c: [i.create(c) for i in ours.tables["article"].indexes])
+    backend.run_connection(
+        project.engine, lambda c: c.exec_driver_sql('ALTER INDEX ix_article_text RENAME TO "my index"')
+    )
+    # One of ours in form, under a name that cannot be declared, is somebody's own.
+    assert sorted(names(project.drift(ours))) == ["create_text_index", "remove_index"]
 
 
 @pytest.mark.backends("psycopg", "pysqlite3")

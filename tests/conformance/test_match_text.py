@@ -64,6 +64,27 @@ class Tagged(Base):
     )
 
 
+class Person(Base):
+    __tablename__ = "person"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(String(10))
+    name: Mapped[str] = mapped_column(String(40))
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}
+    __table_args__ = (text_index("ix_person_name", "name"),)
+
+
+class Writer(Person):
+    __tablename__ = "writer"
+    id: Mapped[int] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    about: Mapped[str] = mapped_column(Text)
+    __mapper_args__ = {"polymorphic_identity": "writer"}
+    __table_args__ = (text_index("ix_writer_about", "about"),)
+
+
+class Editor(Person):
+    __mapper_args__ = {"polymorphic_identity": "editor"}
+
+
 CORPUS = corpus(60)
 
 
@@ -395,6 +416,45 @@ def test_text_keys_and_renamed_columns(backend, engine):
             assert all(f"<mark>{word}</mark>" in row.snippet for row in rows)
 
     backend.run(engine, check)
+
+
+def test_mapped_inheritance(backend, engine):
+    backend.create_all(engine, Base.metadata)
+
+    def check(session: Session) -> None:
+        session.add_all(
+            [
+                Person(id=1, name="red"),
+                Writer(id=2, name="red hen", about="a fox"),
+                Writer(id=3, name="owl", about="the red fox"),
+                Editor(id=4, name="red owl"),
+            ]
+        )
+        session.flush()
+
+        def found(entity: Any, query: str, **options: Any) -> list[int]:
+            rows = session.execute(match_text(select(entity), entity, query, **options))
+            return sorted(row[0].id for row in rows)
+
+        assert found(Person, "red") == [1, 2, 4]
+        assert found(Editor, "red") == [4]
+        assert found(Writer, "red", index="ix_person_name") == [2]
+        assert found(Writer, "red", index="ix_writer_about") == [3]
+        assert found(aliased(Writer), "fox", index="ix_writer_about") == [2, 3]
+        with pytest.raises(InvalidOption, match="has the text indexes ix_person_name and ix_writer_about"):
+            match_text(select(Writer), Writer, "red")
+
+    backend.run(engine, check)
+
+
+def test_rows_are_deleted_and_changed_by_what_is_found(backend, filled):
+    def check(session: Session) -> None:
+        found = reference("red")
+        matching = match_text(select(Article.id), Article, "red", 1_000).with_only_columns(Article.id)
+        session.execute(update(Article).where(Article.id.in_(matching.subquery().select())).values(year=1))
+        assert set(session.scalars(select(Article.id).where(Article.year == 1))) == found
+
+    backend.run(filled, check)
 
 
 def test_english_finds_other_forms_of_a_word(backend, engine):

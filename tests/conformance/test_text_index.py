@@ -460,6 +460,10 @@ def test_any_configuration_of_postgresql(backend, engine):
         for name, expected in (("ix_t", [1, 2]), ("ix_u", [2])):
             stmt = match_text(select(table.c.id), table, "haus", index=name)
             assert sorted(connection.scalars(stmt)) == expected
+        # Of a stop word nothing is left, and what is to be without something is not everything else.
+        for query in ("das -katze", "das", "-katze"):
+            stmt = match_text(select(table.c.id), table, query, index="ix_t")
+            assert connection.scalars(stmt).all() == []
 
     backend.run_connection(engine, check)
 

@@ -89,7 +89,12 @@ def _query(element: TextNode, compiler: SQLCompiler, kw: dict[str, Any]) -> str:
 
 @compiles(TextMatch, "postgresql")
 def _render_match(element: TextMatch, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"{_vector(element, compiler, kw)} @@ {_query(element, compiler, kw)}"
+    query = _query(element, compiler, kw)
+    matches = f"{_vector(element, compiler, kw)} @@ {query}"
+    if element.declaration.spec.language in ("simple", "english"):
+        return matches
+    # Here the server's configuration may leave out all that an alternative wants, and what remains finds everything.
+    return f"({matches} AND querytree({query}) <> 'T')"
 
 
 @compiles(TextScore, "postgresql")

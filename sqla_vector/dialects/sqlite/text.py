@@ -63,7 +63,8 @@ class _Search:
         preparer = compiler.preparer
         schema = preparer.schema_for_object(index.table)
         prefix = f"{preparer.quote_schema(schema)}." if schema else ""
-        if compiler.schema_translate_map is None if hasattr(compiler, "schema_translate_map") else True:
+        if compiler.schema_translate_map is None:
+            # Looked for when the statement is executed. Under a map the schema is not known before.
             compiler.text_tables = getattr(compiler, "text_tables", frozenset()) | {(schema, index.name)}
         self.name = preparer.quote(index.name)
         self.index = index
