@@ -65,7 +65,7 @@ def test_the_text_index_follows_every_write(backend, key, recursive):
         table = make_table(key)
         recursive_triggers = recursive
 
-    examples = 15 if recursive else 40
+    examples = 10 if recursive else 25
     run_state_machine_as_test(
         Configured, settings=settings(max_examples=examples, stateful_step_count=25, deadline=None)
     )
