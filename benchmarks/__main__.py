@@ -15,6 +15,7 @@ PROGRAMS = {
     "nearest": "PostgreSQL: nearest() on an hnsw index",
     "sqlite": "SQLite: nearest() over vec0, reduced precision, writes to an indexed table",
     "lists": "SQLite: an index in lists against exact vec0, inserts into it, and a million rows",
+    "everyday": "both databases: a row stored, a hundred, a search, at 100,000 rows",
     "hybrid": "both databases: a hybrid search against its two parts, one after the other",
     "plugin": "what the plugin costs a model without vectors, and importing the package",
     "memory": "memory while a generator of a million rows is loaded",

@@ -51,15 +51,15 @@ def texts(rows: int) -> list[str]:
     return [" ".join(f"w{word}" for word in row) for row in drawn]
 
 
-def fill(connected: Engine, matrix: NDArray[np.float32], settings: str | None) -> None:
+def fill(connected: Engine, entry: type[Any], matrix: NDArray[np.float32], settings: str | None) -> None:
     """Load rows, then build the indexes."""
-    indexes = list(Entry.__table__.indexes)
+    indexes = list(entry.__table__.indexes)
     with connected.begin() as connection:
         for index in indexes:
             index.drop(connection, checkfirst=True)
-        connection.execute(Entry.__table__.delete())
+        connection.execute(entry.__table__.delete())
         columns = {"id": np.arange(len(matrix)), "words": texts(len(matrix)), "embedding": matrix}
-        bulk.load(connection, Entry, columns)
+        bulk.load(connection, entry, columns)
         if settings is not None:
             connection.execute(text(settings))
         for index in indexes:
@@ -88,7 +88,7 @@ def apart(session: Session, question: tuple[Any, str]) -> list[Any]:
 
 
 def race(run: Run, connected: Engine, rows: int, database: str, settings: str | None = None) -> Figure:
-    fill(connected, clustered(rows), settings)
+    fill(connected, Entry, clustered(rows), settings)
     questions = asked(rows, run.queries)
     one, two = cycle(questions), cycle(questions)
     with Session(connected) as session:

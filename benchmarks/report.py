@@ -24,6 +24,7 @@ GROUPS = (
     "SQLite",
     "SQLite, in lists",
     "Hybrid search",
+    "Everyday",
     "Tracking",
     "Elasticsearch",
     "Costs",
