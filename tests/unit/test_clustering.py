@@ -74,6 +74,14 @@ def test_blocks_change_nothing(monkeypatch):
     assert (known.assign(vectors) == whole).all()
 
 
+def test_an_older_numpy_finds_the_same(monkeypatch):
+    vectors = topics(20, 300)
+    known = Centroids(train(vectors, 20), spherical=False)
+    found = [known.nearest(vector, 5).tolist() for vector in vectors]
+    monkeypatch.delattr(np, "vecdot", raising=False)
+    assert [known.nearest(vector, 5).tolist() for vector in vectors] == found
+
+
 @pytest.mark.parametrize("spherical", [False, True], ids=["l2", "cosine"])
 def test_separate_topics_are_found(spherical):
     vectors = topics(12, 1_200, spread=0.02)
