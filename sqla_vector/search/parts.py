@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, literal_column, select, type_coerce
-from sqlalchemy.sql.annotation import _deep_deannotate
 from sqlalchemy.sql.elements import ColumnElement
 
-from sqla_vector.exc import InvalidOption
 from sqla_vector.expression import vector_type_of
 from sqla_vector.functions import similarity_from
 from sqla_vector.fusion import Kind, check_weight
@@ -39,7 +37,8 @@ class Part:
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
-        check_identifier(f"{self.name}_rank" if isinstance(self.name, str) else self.name, "name")
+        usable = isinstance(self.name, str) and self.name
+        check_identifier(f"{self.name}_rank" if usable else self.name, "name")
 
     def template(self, candidates: int) -> Template:
         """Return the search for the best ``candidates`` rows."""
@@ -184,12 +183,6 @@ def vector_part(
     element, _ = vector_type_of(column)
     # For its checks, now and not when the statement is complete.
     stmt = nearest(select(element), column, vector, 1, **options)  # type: ignore[arg-type]
-    if name is None:
-        name = getattr(element, "key", None)
-        if name is None:
-            raise InvalidOption(f"{element}: give the part a name=")
-    # Without annotations, which would make an ORM statement of the template, with criteria of its own.
-    criteria = () if where is None else (_deep_deannotate(where),)
     return VectorPart(
         kind="vector",
         name=name,

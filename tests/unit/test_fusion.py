@@ -24,7 +24,7 @@ PARTS = st.lists(
 )
 
 
-def reference(parts: list[Part], k: int | None, alpha: float | None) -> dict[Any, float]:
+def reference(parts: list[Part], k: int | None, alpha: float | None, normalize: str = "minmax") -> dict[Any, float]:
     """Return the score of each key, computed from the definitions and from nothing else."""
     scores: dict[Any, float] = {}
     for part in parts:
@@ -39,6 +39,10 @@ def reference(parts: list[Part], k: int | None, alpha: float | None) -> dict[Any
                 share = (alpha if part.kind == "vector" else 1 - alpha) * part.weight / same_kind
                 spread = max(values.values()) - min(values.values())
                 normal = (value - min(values.values())) / spread if spread else 1.0
+                if normalize == "max":
+                    normal = value / max(map(abs, values.values())) if any(values.values()) else 0.0
+                elif normalize == "none":
+                    normal = value
                 if share:
                     scores[key] = scores.get(key, 0.0) + share * normal
     return scores
@@ -51,10 +55,10 @@ def test_rrf_is_the_papers(parts: list[Part], k: int):
     assert [(-one.score, one.key) for one in fused] == sorted((-one.score, one.key) for one in fused)
 
 
-@given(PARTS, st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-def test_weighted_is_the_sum_of_normalised_scores(parts: list[Part], alpha: float):
-    fused = weighted(alpha).fuse(parts)
-    assert {one.key: one.score for one in fused} == pytest.approx(reference(parts, None, alpha))
+@given(PARTS, st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.sampled_from(["minmax", "max", "none"]))
+def test_weighted_is_the_sum_of_normalised_scores(parts: list[Part], alpha: float, normalize: Any):
+    fused = weighted(alpha, normalize).fuse(parts)
+    assert {one.key: one.score for one in fused} == pytest.approx(reference(parts, None, alpha, normalize))
     assert [(-one.score, one.key) for one in fused] == sorted((-one.score, one.key) for one in fused)
 
 
@@ -111,10 +115,18 @@ def test_an_alpha_that_is_none_is_refused(alpha: Any):
         weighted(alpha)
 
 
+@pytest.mark.parametrize("normalize", ["l2", "", None, 1, ["minmax"]])
+def test_a_normalisation_that_is_none_is_refused(normalize: Any):
+    with pytest.raises(InvalidOption, match="use one of minmax, max, none"):
+        weighted(0.5, normalize)
+
+
 @pytest.mark.parametrize("weight", [0, -1, math.inf, math.nan, "1", True])
 def test_a_weight_that_is_none_is_refused(weight: Any):
     with pytest.raises(InvalidOption, match="positive number"):
         rrf().fuse([Part("text", [], weight)])
+    with pytest.raises(InvalidOption, match="positive number"):
+        weighted().fuse([Part("text", [], weight)])
 
 
 def test_scores_that_cannot_be_compared_are_refused():
