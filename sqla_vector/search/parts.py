@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, literal_column, select, type_coerce
+from sqlalchemy.sql.annotation import _deep_deannotate
 from sqlalchemy.sql.elements import ColumnElement
 
 from sqla_vector.expression import vector_type_of
@@ -183,9 +184,11 @@ def vector_part(
     element, _ = vector_type_of(column)
     # For its checks, now and not when the statement is complete.
     stmt = nearest(select(element), column, vector, 1, **options)  # type: ignore[arg-type]
+    # Without annotations, which would make an ORM statement of the template, with criteria of its own.
+    criteria = () if where is None else (_deep_deannotate(where),)
     return VectorPart(
         kind="vector",
-        name=name,
+        name=str(element.key) if name is None else name,
         weight=weight,
         column=column,
         stmt=stmt,
