@@ -33,6 +33,7 @@ class Author(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(String(20))
     articles: Mapped[list[Article]] = relationship(back_populates="author")
+    __table_args__ = (text_index("ix_author_name", "name"),)
 
 
 class Article(Base):
@@ -323,6 +324,18 @@ def test_entities_come_with_what_the_statement_asks_for(backend, filled):
     rows = backend.run(filled, lambda s: s.execute(stmt).all())
     assert len(rows) == 4
     assert all(row.Article.author.name in ("Ann", "Bob") and row.score > 0 for row in rows)
+
+
+def test_collections_are_loaded_with_the_rows_that_are_found(backend, filled):
+    backend.run(filled, lambda s: s.add_all(Author(id=key, name="Ann Other") for key in range(10, 15)))
+
+    def check(session: Session) -> None:
+        stmt = match_text(select(Author), Author, "ann", 3).options(joinedload(Author.articles))
+        rows = session.execute(stmt).unique().all()
+        assert [row.Author.id for row in rows] == [1, 10, 11]
+        assert len(rows[0].Author.articles) == len(CORPUS) // 2
+
+    backend.run(filled, check)
 
 
 def test_grouping_and_distinct(backend, filled):

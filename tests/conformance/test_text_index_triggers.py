@@ -13,7 +13,7 @@ from sqla_vector import Vector, match_text, text_index
 from tests.conformance.test_index_triggers import DIM, Writer
 
 
-def make_table(key: Any) -> Table:
+def make_table(key: Any, **options: Any) -> Table:
     return Table(
         "item",
         MetaData(),
@@ -24,6 +24,7 @@ def make_table(key: Any) -> Table:
         Column("tenant", String(5), nullable=False),
         Column("embedding", Vector(DIM)),
         text_index("ix_item", "language", "slug"),
+        **options,
     )
 
 
@@ -69,3 +70,12 @@ def test_the_text_index_follows_every_write(backend, key, recursive):
     run_state_machine_as_test(
         Configured, settings=settings(max_examples=examples, stateful_step_count=25, deadline=None)
     )
+
+
+@pytest.mark.backends("pysqlite3")
+def test_the_text_index_follows_a_table_without_rowids(backend):
+    class Configured(TextWriter):
+        engine = backend.make_engine(url="sqlite://")
+        table = make_table(String(9), sqlite_with_rowid=False)
+
+    run_state_machine_as_test(Configured, settings=settings(max_examples=10, stateful_step_count=25, deadline=None))
