@@ -261,8 +261,18 @@ def test_an_index_that_is_created_on_rows_is_trained(backend, engine, key, caplo
         assert 1 <= lists.imbalance < 3
         found = connection.execute(nearest(select(indexed.c.id), indexed.c.embedding, vectors[3], k=3, probes=1)).all()
         assert found[0].distance == pytest.approx(0, abs=1e-6)
+        indexed.drop(connection)
+        indexed.create(connection)
 
-    backend.run_connection(engine, check)
+    with caplog.at_level(logging.INFO, "sqla_vector.sqlite"):
+        backend.run_connection(engine, check)
+    assert [record.getMessage() for record in caplog.records if record.name == "sqla_vector.sqlite"] == [
+        f"ix_item has {LISTS} lists, trained from {ROWS} rows",
+        (
+            "ix_item begins as one list, since there are no rows: train it when there are some thousand, by "
+            "sqla_vector.tuning.optimize()"
+        ),
+    ]
 
 
 def test_as_many_lists_as_suit_the_rows_unless_their_number_is_said(backend, engine):

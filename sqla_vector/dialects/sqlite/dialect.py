@@ -40,6 +40,7 @@ from sqla_vector.dialects.sqlite.index import (
     vec0_index,
     vec0_indexes,
 )
+from sqla_vector.dialects.sqlite.ivf import note_created
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
 from sqla_vector.dialects.sqlite.tuned import read_tuned
@@ -229,6 +230,10 @@ class VectorExecutionContext:
         if self.vector_script:
             settings_of(self.dialect).vec0_changed = True
             refresh_vec0_tables(self.dialect, RawConnection(self.root_connection.connection.dbapi_connection).rows)
+        if self.vector_script and isinstance(self.compiled.statement, CreateIndex):
+            created = vec0_index(self.compiled.statement.element)
+            if created is not None and created.in_lists:
+                note_created(self.root_connection, created)
         if self.isddl:
             raw = self.root_connection.connection.dbapi_connection
             put_back(self.root_connection, raw, self.compiled.statement)

@@ -11,13 +11,13 @@ from sqlalchemy.engine import Connection
 
 from sqla_vector.dialects.migration import quoted
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import begin
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.index import Vec0Index, exists, is_in_lists, vec0_index
 from sqla_vector.dialects.sqlite.ivf_functions import UNTRAINED_ROWS
 from sqla_vector.dialects.sqlite.statements import Vec0Statements
 from sqla_vector.exc import IndexNotUsable
 
-__all__ = ["Lists", "advice_on", "lists_of", "train"]
+__all__ = ["Lists", "advice_on", "lists_of", "note_created", "train"]
 
 logger = logging.getLogger("sqla_vector.sqlite")
 
@@ -114,6 +114,26 @@ def _lists(connection: Connection, schema: str, name: str) -> Lists:
     return Lists(name, trained, sum(sizes), tuple(sizes))
 
 
+def note_created(connection: Connection, vec0: Vec0Index) -> None:
+    """Say in the log what the lists of a new index are like."""
+    schema = connection.schema_for_object(vec0.table) or "main"
+    table = quoted(connection.dialect, schema, vec0.centroids_name)
+    raw = RawConnection(connection.connection.dbapi_connection)
+    ((rows, count),) = raw.rows(f"SELECT rows, lists FROM {table}")
+    _log(vec0.name, rows, count)
+
+
+def _log(name: str, rows: int, count: int) -> None:
+    if rows:
+        logger.info("%s has %s lists, trained from %s rows", name, f"{count:,}", f"{rows:,}")
+    else:
+        logger.info(
+            "%s begins as one list, since there are no rows: train it when there are some thousand, by "
+            "sqla_vector.tuning.optimize()",
+            name,
+        )
+
+
 def train(connection: Connection, index: Index) -> Lists:
     """Train the lists of an index from the rows that are there, and store all rows in them.
 
@@ -130,5 +150,5 @@ def train(connection: Connection, index: Index) -> Lists:
         for statement in statements:
             connection.exec_driver_sql(statement)
     found = lists_of(connection, index)
-    logger.info("%s has %s lists, trained from %s rows", index.name, f"{found.count:,}", f"{found.trained_rows:,}")
+    _log(found.name, found.trained_rows, found.count)
     return found
