@@ -6,13 +6,14 @@ import keyword
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, ForeignKeyConstraint, Index, Integer, Table, Text, and_, inspect
-from sqlalchemy.orm import Mapper, mapped_column, registry, relationship
+from sqlalchemy import BigInteger, Column, ForeignKeyConstraint, Index, Integer, Table, Text, and_, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Mapper, class_mapper, mapped_column, registry, relationship
 
 from sqla_vector.chunking.rows import Chunking
 from sqla_vector.chunking.splitting import Splitter, by_tokens
 from sqla_vector.embedding import Fingerprint, SourceText, embedding_column
-from sqla_vector.embedding.declaration import When
+from sqla_vector.embedding.declaration import When, dependencies_of
 from sqla_vector.exc import InvalidDeclaration, InvalidOption
 from sqla_vector.schema import check_identifier, vector_index
 from sqla_vector.tracking.derived import declare_derived
@@ -81,13 +82,15 @@ def chunked(
 
     Raises:
         InvalidDeclaration: a name is taken, or the class has no table with a primary key that can be written down.
-            What a text is made of is checked when it is used first.
+            What only the complete model can show is checked when mappers are configured.
         InvalidIdentifier: a name cannot be one.
         InvalidOption: an option is none, or contradicts another.
     """
-    mapper = inspect(class_, raiseerr=False)
-    if not isinstance(mapper, Mapper):
-        raise InvalidOption(f"chunked() takes a mapped class, got {class_!r}")
+    try:
+        # inspect() would configure mappers, which may name classes that are still to come.
+        mapper = class_mapper(class_, configure=False)
+    except (SQLAlchemyError, TypeError):
+        raise InvalidOption(f"chunked() takes a mapped class, got {class_!r}") from None
     table = mapper.local_table
     if not isinstance(table, Table) or not table.primary_key.columns:
         raise InvalidDeclaration(f"{class_.__name__}: chunks belong to the rows of a table with a primary key")
@@ -104,6 +107,8 @@ def chunked(
     keys = {f"{table.name}_{column.name}": column for column in table.primary_key.columns}
     _check_names(mapper, table, own, parent, collection, keys)
     name = check_identifier(f"{class_.__name__}Chunk" if name is None else name, "name")
+    if mapper.configured:
+        dependencies_of(mapper, text, f"{class_.__name__}.{collection}", "chunked()")
     attributes: dict[str, Any] = {
         "__module__": class_.__module__,
         "__doc__": f"A chunk of a text of {class_.__name__}.",
@@ -135,13 +140,18 @@ def chunked(
     rows = made.__table__
     joined = and_(*(rows.c[key] == column for key, column in keys.items()))
     foreign = [rows.c[key] for key in keys]
-    inspect(made).add_property(parent, relationship(class_, primaryjoin=joined, foreign_keys=foreign, viewonly=True))
+    class_mapper(made, configure=False).add_property(
+        parent, relationship(class_, primaryjoin=joined, foreign_keys=foreign, viewonly=True)
+    )
     mapper.add_property(
         collection,
         relationship(made, primaryjoin=joined, foreign_keys=foreign, order_by=rows.c.position, viewonly=True),
     )
     chunking = Chunking(class_, made, text, by_tokens() if splitter is None else splitter, tuple(keys), collection)
     declare_derived(chunking, mapper)
+    if not mapper.configured:
+        # What a text is made of may be in a class that is still to come.
+        event.listen(Mapper, "after_configured", lambda: chunking.dependencies, once=True)
     return made
 
 
