@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -13,8 +12,6 @@ from sqlalchemy import Index, Table
 from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateIndex, DropIndex, DropTable
-from sqlalchemy.sql import operators
-from sqlalchemy.sql.elements import UnaryExpression
 
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.carry import carry, put_back
@@ -27,12 +24,7 @@ from sqla_vector.dialects.sqlite.fts5 import (
     fts5_indexes,
     is_there,
 )
-from sqla_vector.dialects.sqlite.fts5_reflection import (
-    find_fts5_tables,
-    fts5_names,
-    known_fts5_tables,
-    reflect_fts5,
-)
+from sqla_vector.dialects.sqlite.fts5_reflection import known_fts5_tables
 from sqla_vector.dialects.sqlite.index import (
     LIST,
     creatable,
@@ -40,12 +32,12 @@ from sqla_vector.dialects.sqlite.index import (
     vec0_index,
     vec0_indexes,
 )
+from sqla_vector.dialects.sqlite.inspection import get_indexes, get_table_names, get_view_names, has_index
 from sqla_vector.dialects.sqlite.ivf import note_created
-from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
+from sqla_vector.dialects.sqlite.nulls import VectorSQLCompiler
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
 from sqla_vector.dialects.sqlite.tuned import read_tuned
 from sqla_vector.exc import IndexNotUsable
-from sqla_vector.expression import DistanceValue
 from sqla_vector.schema import REFLECTED_SPEC, index_key
 from sqla_vector.text_index import REFLECTED_TEXT, text_index_key
 from sqla_vector.types import BitVector, HalfVector, SparseVector, Vector
@@ -58,66 +50,6 @@ _NOTHING: Final = "SELECT 1 WHERE 0"
 _SAVEPOINT: Final = "sqla_vector_ddl"
 
 _REFLECTED: Final = {"VECTOR": Vector, "HALFVEC": HalfVector, "SPARSEVEC": SparseVector, "BIT": BitVector}
-
-_SHADOWS: Final = re.compile(
-    r"_(info|chunks|rowids|auxiliary|vector_chunks\d+|metadatachunks\d+|metadatatext\d+|keys|replaced|centroids|tuned)\Z"
-)
-
-
-class VectorSQLCompiler:
-    """Mixin for the statement compiler: NULL distances sort last, as on PostgreSQL."""
-
-    def order_by_clause(self, select: Any, **kw: Any) -> str:
-        return super().order_by_clause(_NullsLast(select), **kw)  # type: ignore[misc,no-any-return]
-
-    def visit_over(self, over: Any, **kw: Any) -> str:
-        if over.order_by is not None and any(_needs_nulls_last(clause, None) for clause in over.order_by):
-            over = over._clone()
-            over.order_by = over.order_by._clone()
-            over.order_by.clauses = [_with_nulls_placed(clause, None) for clause in over.order_by.clauses]
-        return super().visit_over(over, **kw)  # type: ignore[misc,no-any-return]
-
-
-class _NullsLast:
-    """A select, or a union of them, as its ORDER BY is rendered."""
-
-    def __init__(self, select: Any) -> None:
-        self._order_by_clauses = tuple(_with_nulls_placed(c, select) for c in select._order_by_clauses)
-
-
-def _with_nulls_placed(clause: Any, select: Any) -> Any:
-    if not _needs_nulls_last(clause, select):
-        return clause
-    return clause.nulls_first() if _is_descending(clause) else clause.nulls_last()
-
-
-def _is_descending(clause: Any) -> bool:
-    while clause.__visit_name__ == "label_reference":  # around label.desc()
-        clause = clause.element
-    return isinstance(clause, UnaryExpression) and clause.modifier is operators.desc_op
-
-
-def _needs_nulls_last(clause: Any, select: Any) -> bool:
-    """Tell whether an ORDER BY item is made of a distance, without a placement of NULL chosen by the user.
-
-    The type tells, since arithmetic, aggregates and columns of subqueries keep it.
-    """
-    while True:
-        if isinstance(clause, UnaryExpression):
-            if clause.modifier in (operators.nulls_first_op, operators.nulls_last_op):
-                return False
-            if clause.modifier is None:
-                break
-            clause = clause.element
-        elif clause.__visit_name__ == "label_reference":
-            clause = clause.element
-        elif clause.__visit_name__ == "textual_label_reference" and select is not None:
-            clause = select.selected_columns.get(clause.element)
-            if clause is None:
-                return False
-        else:
-            break
-    return isinstance(getattr(clause, "type", None), DistanceValue)
 
 
 class VectorDDLCompiler:
@@ -325,88 +257,6 @@ def _after_rollback(dialect: Any, dbapi_connection: Any) -> None:
         refresh_vec0_tables(dialect, RawConnection(raw).rows)
 
 
-def _get_table_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
-    """Leave out vec0 and FTS5 tables and their shadow tables."""
-    names: list[str] = type(dialect).get_table_names(dialect, connection, schema, **kw)
-    vec0, fts5 = find_vec0_tables(connection, schema), fts5_names(connection, schema)
-    return [name for name in names if name not in fts5 and name not in vec0 and _SHADOWS.sub("", name) not in vec0]
-
-
-def _get_view_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
-    """Leave out the views that FTS5 tables read."""
-    names: list[str] = type(dialect).get_view_names(dialect, connection, schema, **kw)
-    fts5 = fts5_names(connection, schema)
-    return [name for name in names if name not in fts5]
-
-
-def _has_index(
-    dialect: Any,
-    connection: Connection,
-    table_name: str,
-    index_name: str,
-    schema: str | None = None,
-    **kw: Any,
-) -> bool:
-    """Take a vec0 or FTS5 table for an index."""
-    if index_name in find_vec0_tables(connection, schema) or index_name in find_fts5_tables(connection, schema):
-        return True
-    return bool(type(dialect).has_index(dialect, connection, table_name, index_name, schema, **kw))
-
-
-def _get_indexes(dialect: Any, connection: Connection, table_name: str, schema: str | None = None, **kw: Any) -> Any:
-    """Add the vec0 and FTS5 tables that are kept by triggers of the table."""
-    found = type(dialect).get_indexes(dialect, connection, table_name, schema, **kw)
-    info_cache = kw.get("info_cache")
-    vectors = _reflect_vec0(connection, table_name, schema, info_cache)
-    return [*found, *vectors, *_reflect_fts5(connection, table_name, schema, info_cache)]
-
-
-def _reflect_vec0(
-    connection: Connection, table_name: str, schema: str | None, info_cache: dict[Any, Any] | None
-) -> list[dict[str, Any]]:
-    """Return the vec0 tables that triggers of a table keep, as an inspector returns indexes.
-
-    They are read once for all tables that one inspector looks at.
-    """
-    known = {} if info_cache is None else info_cache
-    if (cached := ("sqla_vector", schema)) not in known:
-        known[cached] = reflect_vec0(connection, schema)
-    return [
-        {
-            "name": found.name,
-            "column_names": [found.column_name],
-            "unique": 0,
-            "dialect_options": {REFLECTED_SPEC: found.spec},
-            "vector": {
-                "method": "ivfflat" if found.spec.method == "ivfflat" else "vec0",
-                "element": found.element,
-                "metric": found.spec.metric_name,
-            },
-        }
-        for found in known[cached]
-        if found.table_name == table_name
-    ]
-
-
-def _reflect_fts5(
-    connection: Connection, table_name: str, schema: str | None, info_cache: dict[Any, Any] | None
-) -> list[dict[str, Any]]:
-    """Return the FTS5 tables that triggers of a table keep, likewise."""
-    known = {} if info_cache is None else info_cache
-    if (cached := ("sqla_vector_text", schema)) not in known:
-        known[cached] = reflect_fts5(connection, schema)
-    return [
-        {
-            "name": found.name,
-            "column_names": list(found.spec.columns),
-            "unique": 0,
-            "dialect_options": {REFLECTED_TEXT: found.spec},
-        }
-        for found in known[cached]
-        if found.table_name == table_name
-    ]
-
-
 def refresh_vec0_tables(dialect: Dialect, execute: Any) -> None:
     """Learn which vec0 and FTS5 tables exist; ``execute`` runs SQL on a raw connection and returns its rows."""
     quote = dialect.identifier_preparer.quote_schema
@@ -462,8 +312,8 @@ _REPLACED: Final[dict[str, Callable[..., Any]]] = {
     "do_savepoint": _do_savepoint,
     "do_rollback": _do_rollback,
     "do_rollback_to_savepoint": _do_rollback_to_savepoint,
-    "get_table_names": _get_table_names,
-    "get_view_names": _get_view_names,
-    "has_index": _has_index,
-    "get_indexes": _get_indexes,
+    "get_table_names": get_table_names,
+    "get_view_names": get_view_names,
+    "has_index": has_index,
+    "get_indexes": get_indexes,
 }
