@@ -586,6 +586,26 @@ def test_it_works_in_an_attached_database(backend, tmp_path, engine):
     backend.run_connection(engine, check)
 
 
+@pytest.mark.parametrize("key", [Integer, String(9)], ids=["int", "text"])
+def test_it_is_made_and_trained_in_a_schema_that_a_map_names(backend, tmp_path, engine, key):
+    plain, table = make_table(key=key), make_table(key=key, metric="l2", lists=LISTS)
+
+    def check(connection: Connection) -> None:
+        connection.exec_driver_sql("ATTACH ? AS other", (str(tmp_path / "other.db"),))
+        connection = connection.execution_options(schema_translate_map={None: "other"})
+        plain.create(connection)
+        fill(connection, table, clustered(200))
+        index_of(table).create(connection)
+        assert lists_of(connection, index_of(table)).trained_rows == 200
+        connection.execute(insert(table), rows_of(table, clustered())[200:])
+        assert train(connection, index_of(table)).trained_rows == ROWS
+        table.drop(connection)
+        left = "SELECT name FROM other.sqlite_master WHERE name <> 'sqlite_sequence'"
+        assert connection.exec_driver_sql(left).all() == []
+
+    backend.run_connection(engine, check)
+
+
 def test_a_connection_keeps_the_centroids_of_several_indexes(backend, engine):
     metadata = MetaData()
     tables = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from copy import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +13,7 @@ from sqlalchemy.engine import Connection
 from sqla_vector.dialects.migration import quoted
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
-from sqla_vector.dialects.sqlite.index import Vec0Index, exists, is_in_lists, vec0_index
+from sqla_vector.dialects.sqlite.index import Vec0Index, vec0_index
 from sqla_vector.dialects.sqlite.ivf_functions import UNTRAINED_ROWS
 from sqla_vector.dialects.sqlite.statements import Vec0Statements
 from sqla_vector.exc import IndexNotUsable
@@ -80,8 +81,10 @@ def advice_on(connection: Connection, name: str) -> str | None:
 
 def _usable(connection: Connection, index: Index) -> Vec0Index:
     found = vec0_index(index)
-    preparer, settings = connection.dialect.identifier_preparer, settings_of(connection.dialect)
-    if found is None or not exists(found, preparer, settings) or not is_in_lists(found, preparer, settings):
+    # The connection, not the dialect, knows the schema under schema_translate_map.
+    schema = None if found is None else connection.schema_for_object(found.table)
+    place = (None if schema == "main" else schema, str(index.name))
+    if found is None or place not in settings_of(connection.dialect).list_tables:
         raise IndexNotUsable(
             f'{index.name} is no index in lists in this database; create it with method="ivfflat" '
             "(index.create(), or a migration)"
@@ -145,7 +148,9 @@ def train(connection: Connection, index: Index) -> Lists:
     """
     vec0 = _usable(connection, index)
     begin(connection, to_write=True)
-    statements = Vec0Statements(vec0, connection.dialect.identifier_preparer).retrain()
+    preparer = copy(connection.dialect.identifier_preparer)
+    preparer.schema_for_object = connection.schema_for_object  # type: ignore[assignment]
+    statements = Vec0Statements(vec0, preparer).retrain()
     with connection.begin_nested():
         for statement in statements:
             connection.exec_driver_sql(statement)
