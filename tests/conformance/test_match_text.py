@@ -20,7 +20,7 @@ from sqla_vector import (
     text_index,
 )
 from tests.support.backends import AnyEngine, Backend
-from tests.support.text_queries import QUERIES, corpus
+from tests.support.text_queries import QUERIES, QUERIES_OF_WORDS, corpus
 from tests.support.text_reference import Term, matches, words_of
 
 
@@ -117,6 +117,24 @@ def test_the_rows_found_are_those_of_the_reference(backend, filled):
             typed, alternatives = query
             expected = {key for key, texts in CORPUS.items() if matches(alternatives, *texts)}
             assert set(ids(session, typed)) == expected
+
+        check()
+
+    backend.run(filled, check_many)
+
+
+@pytest.mark.backends("psycopg")
+def test_a_query_means_what_postgresql_takes_it_to_mean(backend, filled):
+    cleaned = func.regexp_replace(func.concat_ws(" ", Article.title, Article.body), r"[^\w]+", " ", "g")
+
+    def check_many(session: Session) -> None:
+        @settings(max_examples=60, deadline=None)
+        @given(QUERIES_OF_WORDS)
+        def check(query):
+            typed, _ = query
+            meant = func.websearch_to_tsquery(text("'simple'"), typed)
+            theirs = select(Article.id).where(func.to_tsvector(text("'simple'"), cleaned).bool_op("@@")(meant))
+            assert set(ids(session, typed)) == set(session.scalars(theirs))
 
         check()
 

@@ -10,16 +10,16 @@ from tests.support.text_reference import Term
 
 WORDS = ("red", "fox", "Hen", "élan", "ÉTÉ", "x1", "42", "owl", "שלום", "привет")
 
-_PHRASES = st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(tuple)
-
 
 @st.composite
-def _queries(draw: st.DrawFn) -> tuple[str, list[list[Term]]]:
+def _queries(draw: st.DrawFn, longest: int = 3) -> tuple[str, list[list[Term]]]:
+    phrases = st.lists(st.sampled_from(WORDS), min_size=1, max_size=longest).map(tuple)
     alternatives, texts = [], []
     for _ in range(draw(st.integers(1, 3))):
         terms, parts = [], []
         for _ in range(draw(st.integers(1, 3))):
-            term = Term(draw(_PHRASES), draw(st.booleans()))
+            # Something is wanted by an alternative of single words.
+            term = Term(draw(phrases), draw(st.booleans()) and (longest > 1 or bool(terms)))
             glue, quotes = draw(
                 st.sampled_from([(" ", True), (" ... ", True), ("-", False), ("'", False), ("_", False)])
             )
@@ -33,6 +33,9 @@ def _queries(draw: st.DrawFn) -> tuple[str, list[list[Term]]]:
 
 QUERIES = _queries()
 """A query as it is typed, and its alternatives."""
+
+QUERIES_OF_WORDS = _queries(longest=1)
+"""Likewise without phrases, and with alternatives that all want something."""
 
 
 def corpus(size: int, seed: int = 11) -> dict[int, tuple[str | None, str | None]]:
