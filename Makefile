@@ -29,7 +29,7 @@ PINS = pyproject.toml $(wildcard requirements/*.txt)
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-elasticsearch soak-state soak-lists soak-migrations lint format bench docs wheel pins clean distclean
+.PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-elasticsearch soak-state soak-lists soak-migrations soak-search lint format bench docs wheel pins clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -87,6 +87,10 @@ soak-lists: .venv/.installed-test  ## indexes in lists on SQLite: random writes 
 soak-migrations: export SQLA_VECTOR_TEST_MATRIX = full
 soak-migrations: .venv/.installed-test  ## every one of 49 models migrated into every other, on each database
 	.venv/bin/python $(PYTEST) tests/alembic/test_matrix.py $(PYTEST_ARGS)
+
+soak-search: export SQLA_VECTOR_TEST_HYBRID_CASES = 5000
+soak-search: .venv/.installed-test  ## 10,000 random hybrid searches against the reference
+	.venv/bin/python -m pytest tests/conformance/test_hybrid.py $(PYTEST_ARGS)
 
 lint: .venv/.installed-lint  ## ruff, mypy --strict and the import contracts
 	.venv/bin/ruff check .

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, column, select
-from sqlalchemy.sql.elements import BindParameter, ColumnClause, ColumnElement
+from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 from sqlalchemy.sql.selectable import Subquery
 from sqlalchemy.sql.visitors import InternalTraversal, iterate
 from sqlalchemy.types import TypeEngine
 
-__all__ = ["PLACE", "Composer", "RankedRows", "Template", "key_name", "ranked_rows_of", "refers_to"]
+__all__ = ["PLACE", "Composer", "RankedRows", "Template", "key_name", "ordered_by", "ranked_rows_of", "refers_to"]
 
 PLACE = "place"
 """The column of ranked rows that numbers them from 1."""
@@ -42,8 +42,8 @@ class Composer(ABC):
     """The names and types of what it selects beside the keys."""
     order: tuple[str, ...]
     """The names of the columns it is sorted by; descending where they begin with "-"."""
-    parameters: Sequence[BindParameter[Any]] = ()
-    """Those that it uses, the same ones at every call."""
+    parameters: Sequence[ColumnElement[Any]] = ()
+    """Parameters and columns that it uses, the same ones at every call."""
 
     @property
     @abstractmethod
@@ -83,7 +83,7 @@ class RankedRows(Subquery):
 
     searches: list[Select[Any]]
     flat_keys: list[ColumnElement[Any]]
-    parameters: list[BindParameter[Any]]
+    parameters: list[ColumnElement[Any]]
     plan: tuple[Any, ...]
     composer: Composer
     k: int | None
@@ -123,6 +123,11 @@ class RankedRows(Subquery):
         clone = self._clone()
         clone.element = element
         return clone
+
+
+def ordered_by(names: Sequence[str], columns: Any) -> list[ColumnElement[Any]]:
+    """Return the columns of an order, descending where their names begin with "-"."""
+    return [columns[name[1:]].desc() if name.startswith("-") else columns[name] for name in names]
 
 
 def refers_to(criterion: ColumnElement[Any], rows: RankedRows) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BinaryExpression, ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
-from sqla_vector.ranked import PLACE, RankedRows, Template, key_name, refers_to
+from sqla_vector.ranked import PLACE, RankedRows, Template, key_name, ordered_by, refers_to
 
 __all__: list[str] = []
 
@@ -62,11 +62,7 @@ def _is_of_places(criterion: ColumnElement[Any]) -> bool:
 
 def _order(rows: RankedRows, found: Select[Any]) -> list[ColumnElement[Any]]:
     columns = found.selected_columns
-    named = [columns[name.removeprefix("-")] for name in rows.composer.order]
-    by = [
-        column.desc() if name.startswith("-") else column
-        for name, column in zip(rows.composer.order, named, strict=True)
-    ]
+    by = ordered_by(rows.composer.order, columns)
     return [*by, *(columns[key_name(number)] for number in range(len(rows.keys)))]
 
 

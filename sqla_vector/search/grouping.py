@@ -11,13 +11,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Float, Integer, Select, and_, func, literal, literal_column, select, true, union_all
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.elements import ColumnClause, ColumnElement
 
 from sqla_vector.exc import InvalidOption, InvalidStatement
 from sqla_vector.expression import DISTANCE_VALUE, NearestCriterion
-from sqla_vector.ranked import PLACE, Composer, RankedRows, Template, key_name
+from sqla_vector.ranked import (
+    PLACE,
+    Composer,
+    RankedRows,
+    Template,
+    key_name,
+    ordered_by,
+    ranked_rows_of,
+    refers_to,
+)
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.boosts import expression_of
+from sqla_vector.search.hybrid import HybridComposer
 from sqla_vector.search.nearest import MAX_K, check_flag, criterion_of
 from sqla_vector.search.parts import select_keys
 from sqla_vector.search.stages import is_reranked, without
@@ -34,13 +44,14 @@ _INTEGER = Integer()
 
 
 def best_per_group(stmt: Select[Any], group: Any, k: int | None = None, *, exact: bool = False) -> Select[Any]:
-    """Return the nearest row of each of the ``k`` groups that have the nearest rows, nearest first.
+    """Return the best row of each of the ``k`` groups that have the best rows, best first.
 
-    There are k rows whenever k groups have a row of the statement with a vector, however many rows the other groups
-    have.  The result can be extended further, as that of :func:`nearest`; ``offset()`` skips groups.
+    Of :func:`nearest` there are k rows whenever k groups have a row of the statement with a vector, however many rows
+    the other groups have.  Of :func:`hybrid` the groups are those of its candidates, and ``candidates=`` says how many
+    these are.  The result can be extended further, as that of :func:`nearest`; ``offset()`` skips groups.
 
     Args:
-        stmt: made by :func:`nearest`, for example ``nearest(select(Chunk), Chunk.embedding, vector)``.
+        stmt: made by :func:`nearest` or :func:`hybrid`, such as ``nearest(select(Chunk), Chunk.embedding, vector)``.
         group: the column that tells groups apart, of the same table: ``Chunk.document_id``.  NULL is a group as well.
         k: how many groups; by default the ``k`` of the search.
         exact: bypass indexes: look at all rows at once.
@@ -50,20 +61,21 @@ def best_per_group(stmt: Select[Any], group: Any, k: int | None = None, *, exact
 
     Raises:
         InvalidOption: an option out of its range, a group that is no column of the vectors' table.
-        InvalidStatement: the statement was not made by :func:`nearest`, is reranked or has OFFSET.
+        InvalidStatement: the statement was made by neither, is reranked or has OFFSET.
     """
+    rows = ranked_rows_of(stmt) if isinstance(stmt, Select) else None
+    if rows is not None and isinstance(rows.composer, HybridComposer):
+        return _of_fused(stmt, rows, rows.composer, group, k)
     criterion = criterion_of(stmt)
     if criterion.many or is_reranked(stmt):
         raise InvalidStatement(
-            "best_per_group() takes a search for one vector, made by nearest(); rerank() comes after"
+            "best_per_group() takes a search for one vector, made by nearest(); rerank() is for after"
         )
     if stmt._offset_clause is not None:
         raise InvalidStatement("the statement has OFFSET already; call offset() after best_per_group()")
     k = criterion.k if k is None else check_whole_number(k, "k", 1, MAX_K)
-    column = expression_of(group, "group= takes a column, such as Chunk.document_id")
     keys = criterion.keys
-    if getattr(column, "table", None) != keys[0].table:
-        raise InvalidOption(f"group= is {column}, which is no column of {keys[0].table}, where the vectors are")
+    column = _group_of(group, keys)
     named = (column.label("grouped"), criterion.distance.label("distance"))
     composer = GroupComposer(k, len(keys))
     templates = [Template(_all_rows(criterion, named), keys)]
@@ -72,6 +84,33 @@ def best_per_group(stmt: Select[Any], group: Any, k: int | None = None, *, exact
     rows = RankedRows.of(templates, composer, k)
     plain = without(stmt, criterion).limit(literal_column(str(k), _INTEGER))
     return plain.where(*(rows.c[key_name(number)] == key for number, key in enumerate(keys)))
+
+
+def _of_fused(stmt: Select[Any], rows: RankedRows, fused: HybridComposer, group: Any, k: int | None) -> Select[Any]:
+    about_rows = [criterion for criterion in stmt._where_criteria if refers_to(criterion, rows)]
+    if is_reranked(stmt) or len(about_rows) != len(rows.keys):
+        raise InvalidStatement("best_per_group() takes what hybrid() has made; rerank() and page_after() are for after")
+    if stmt._offset_clause is not None:
+        raise InvalidStatement("the statement has OFFSET already; call offset() after best_per_group()")
+    k = rows.k if k is None else check_whole_number(k, "k", 1, MAX_K)
+    column = _group_of(group, rows.keys)
+    groups = RankedRows.of(rows.templates, FusedGroupComposer(fused, column, rows.keys), k)
+    stmt = stmt._generate()
+    stmt._raw_columns = [
+        groups.c[str(one.key)] if isinstance(one, ColumnClause) and one.table is rows else one
+        for one in stmt._raw_columns
+    ]
+    joined = (groups.c[key_name(number)] == key for number, key in enumerate(rows.keys))
+    stmt._where_criteria = (*(one for one in stmt._where_criteria if not refers_to(one, rows)), *joined)
+    by = ordered_by(fused.order, groups.c)
+    return stmt.order_by(None).order_by(*by, *rows.keys).limit(literal_column(str(k), _INTEGER))
+
+
+def _group_of(group: Any, keys: Sequence[ColumnElement[Any]]) -> ColumnElement[Any]:
+    column = expression_of(group, "group= takes a column, such as Chunk.document_id")
+    if getattr(column, "table", None) != keys[0].table:
+        raise InvalidOption(f"group= is {column}, which is no column of {keys[0].table}, where the vectors are")
+    return column
 
 
 def _nearest(criterion: NearestCriterion, named: Sequence[Any], count: int) -> Select[Any]:
@@ -135,3 +174,31 @@ class GroupComposer(Composer):
         keys = [named.c[name] for name in self._keys]
         place = func.row_number().over(order_by=(named.c.distance, *keys)).label(PLACE)
         return select(*keys, named.c.distance, place).where(named.c.first == literal_column("1", _INTEGER))
+
+
+class FusedGroupComposer(Composer):
+    """Chooses the best row of each group among the fused rows of a hybrid search."""
+
+    def __init__(self, fused: HybridComposer, group: ColumnElement[Any], keys: Sequence[ColumnElement[Any]]) -> None:
+        self._fused = fused
+        self._group = group
+        self._keys = keys
+        self.parts, self.fusion = fused.parts, fused.fusion
+        self.columns, self.order = fused.columns, fused.order
+        self.parameters = [*fused.parameters, group]
+
+    @property
+    def plan(self) -> tuple[Any, ...]:
+        return self._fused.plan
+
+    def compose(self, searches: Sequence[Select[Any]], wanted: ColumnElement[int] | None) -> Select[Any]:
+        rows = self._fused.compose(searches, None).subquery()
+        names = [key_name(number) for number in range(len(self._keys))]
+        same = and_(*(rows.c[name] == key for name, key in zip(names, self._keys, strict=True)))
+        best = (*ordered_by(self.order, rows.c), *(rows.c[name] for name in names))
+        first = func.row_number().over(partition_by=self._group, order_by=best).label("first")
+        grouped = select(*rows.c, first).select_from(rows.join(self._keys[0].table, same)).subquery()
+        best = (*ordered_by(self.order, grouped.c), *(grouped.c[name] for name in names))
+        kept = [column for column in grouped.c if column.key not in (PLACE, "first")]
+        place = func.row_number().over(order_by=best).label(PLACE)
+        return select(*kept, place).where(grouped.c.first == literal_column("1", _INTEGER))

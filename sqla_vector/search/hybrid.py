@@ -19,7 +19,7 @@ from sqlalchemy.types import TypeEngine
 from sqla_vector.exc import InvalidOption
 from sqla_vector.expression import DISTANCE_VALUE, vector_type_of
 from sqla_vector.fusion import RRF, Fusion, Weighted
-from sqla_vector.ranked import PLACE, Composer, RankedRows, key_name
+from sqla_vector.ranked import PLACE, Composer, RankedRows, key_name, ordered_by
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.nearest import MAX_K, check_statement
 from sqla_vector.search.parts import Part, text_part, vector_part
@@ -119,8 +119,7 @@ def fused(stmt: Select[Any], parts: Sequence[Part], fusion: Fusion, k: int, cand
     composer = HybridComposer(parts, fusion, len(keys))
     rows = RankedRows.of(templates, composer, k)
     more = [rows.c[f"{part.name}_{what}"] for part in parts for what in ("rank", "score")]
-    ordered = [rows.c[name.removeprefix("-")] for name in composer.order]
-    by = [one.desc() if name.startswith("-") else one for name, one in zip(composer.order, ordered, strict=True)]
+    by = ordered_by(composer.order, rows.c)
     return (
         stmt.add_columns(rows.c.score, *more)
         .where(*(rows.c[key_name(number)] == key for number, key in enumerate(keys)))

@@ -12,7 +12,8 @@ from sqlalchemy import Column, Connection, ForeignKey, Integer, MetaData, String
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqla_vector import Vector, nearest, search, vector_index
-from sqla_vector.search import best_per_group, grouping, rerank
+from sqla_vector.fusion import rrf, weighted
+from sqla_vector.search import best_per_group, grouping, hybrid, rerank, vector_part
 from tests.support.brute_force import assert_equal, engine_that_indexes
 from tests.support.brute_force import nearest as brute_force
 
@@ -181,3 +182,32 @@ def test_documents_by_their_nearest_chunk(backend):
         assert session.scalar(select(func.count()).select_from(best_per_group(stmt, Chunk.document_id).subquery())) == 4
 
     backend.run(engine, check)
+
+
+@SYNCHRONOUS
+def test_groups_of_a_hybrid_search_are_those_of_its_candidates(backend):
+    table = make_table(indexed=backend.family == "sqlite")
+
+    def check(connection: Connection) -> None:
+        fill(connection, table)
+        parts = [vector_part(table.c.embedding, QUERY), vector_part(table.c.embedding, [0, 1, 0, 0], name="other")]
+        for k, candidates, fusion in ((3, 60, rrf()), (5, 200, weighted(1)), (20, 300, rrf(5))):
+            base = select(table.c.id, table.c.document_id)
+            stmt = hybrid(base, parts=parts, k=k, candidates=candidates, fusion=fusion)
+            rows = connection.execute(stmt.where(stmt.selected_columns.score > -1).limit(None)).all()
+            assert len(rows) >= candidates
+            best: dict[Any, Any] = {}
+            for row in rows:
+                best.setdefault(row.document_id, row)
+            grouped = best_per_group(stmt, table.c.document_id)
+            found = connection.execute(grouped).all()
+            assert found == list(best.values())[:k]
+            assert len(found) >= 2
+            assert connection.execute(grouped.offset(2)).all() == list(best.values())[2 : k + 2]
+            assert connection.execute(best_per_group(stmt, table.c.document_id, 2)).all() == found[:2]
+            second = rerank(grouped, table.c.id, k=2)
+            assert [row.id for row in connection.execute(second)] == sorted((row.id for row in found), reverse=True)[:2]
+            of_one = connection.execute(grouped.where(table.c.document_id == 2)).all()
+            assert [row.document_id for row in of_one] == [2]
+
+    backend.run_connection(engine_that_indexes(backend), check)

@@ -6,7 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import ForeignKey, String, bindparam, exists, func, select, union_all
+from sqlalchemy import (
+    Column,
+    Connection,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    bindparam,
+    exists,
+    func,
+    insert,
+    select,
+    union_all,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -460,6 +474,51 @@ def test_rows_with_the_same_ranks_in_other_parts_are_in_the_order_of_their_keys(
             assert [row.id for row in rows] == [101, 102, 103]
 
     backend.run(engine, check)
+
+
+@SYNCHRONOUS
+def test_keys_of_two_columns_and_of_text(backend):
+    """A key of two columns has no vec0 table, and one of text an FTS5 table by rowid; it works all the same."""
+    rows = {("t", 1): 0.1, ("t", 2): 0.2, ("s", 1): 0.3, ("s", 2): None}
+
+    def check(connection: Connection) -> None:
+        pairs = Table(
+            "pair",
+            MetaData(),
+            Column("tenant", String(4), primary_key=True),
+            Column("number", Integer, primary_key=True, autoincrement=False),
+            Column("one", Vector(2)),
+            Column("two", Vector(2)),
+        )
+        named = Table(
+            "named",
+            MetaData(),
+            Column("name", String(8), primary_key=True),
+            Column("words", String(40)),
+            Column("one", Vector(2)),
+            vector_index("ix_named_one", "one"),
+            text_index("ix_named_words", "words"),
+        )
+        pairs.create(connection)
+        named.create(connection)
+        for (tenant, number), angle in rows.items():
+            values = {"tenant": tenant, "number": number, "one": vector(angle), "two": vector(1 - (angle or 0))}
+            connection.execute(insert(pairs).values(values))
+            values = {"name": f"{tenant}'{number}", "words": "cat " * number, "one": vector(angle)}
+            connection.execute(insert(named).values(values))
+        parts = [vector_part(pairs.c.one, QUERY), vector_part(pairs.c.two, QUERY)]
+        both = hybrid(select(pairs.c.tenant, pairs.c.number), parts=parts, k=10)
+        found = {(row.tenant, row.number): (row.one_rank, row.two_rank) for row in connection.execute(both)}
+        # Of the second: 0.9, 0.8, 0.7 and 1.0 from the query's direction.
+        assert found == {("t", 1): (1, 3), ("t", 2): (2, 2), ("s", 1): (3, 1), ("s", 2): (None, 4)}
+        other = connection.execute(both.where(pairs.c.tenant == "s")).all()
+        assert [row[:2] for row in other] == [("s", 1), ("s", 2)]
+        mixed = hybrid(select(named.c.name), named.c.one, vector=QUERY, text="cat", k=10)
+        found = {row.name: row.vector_rank for row in connection.execute(mixed)}
+        assert found == {"t'1": 1, "t'2": 2, "s'1": 3, "s'2": None}
+        assert all(row.text_rank for row in connection.execute(mixed))
+
+    backend.run_connection(engine_that_indexes(backend), check)
 
 
 @pytest.mark.backends(is_async=True)

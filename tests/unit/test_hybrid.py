@@ -225,7 +225,8 @@ def test_a_group_is_a_column_beside_the_vectors():
         stmt.offset(3),
         nearest_each(select(Item), Item.embedding, [QUERY]),
         rerank(stmt, Item.group_id, k=3),
-        make(),
+        make().offset(3),
+        rerank(make(), Item.group_id, k=3),
         select(Item),
         None,
     ):
