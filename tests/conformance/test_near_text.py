@@ -127,7 +127,7 @@ def test_rows_by_another_model_are_never_mixed_in(backend: Backend, engine: AnyE
     assert ids(any_model=True) == set(range(1, 41))
 
 
-def test_a_foundstays_on_the_old_model_until_the_cutover(backend: Backend, engine: AnyEngine, base: Any) -> None:
+def test_a_search_stays_on_the_old_model_until_the_cutover(backend: Backend, engine: AnyEngine, base: Any) -> None:
     old, new = CountingEmbedder("1", dim=DIM), CountingEmbedder("2", dim=DIM)
     article = base.Article
     t = filled(backend, engine, base, Versions(old, new, upgrades=base.upgrades))
