@@ -100,21 +100,14 @@ def stage_of(stmt: Select[Any], name: str) -> Stage:
     rest = stmt.order_by(None).limit(None)
     rows = ranked_rows_of(stmt)
     if rows is not None:
-        return _of_ranked_rows(rest, rows, score, order, name)
+        assert rows.k is not None
+        return Stage(rest.where(rows.c[PLACE] <= rows.k), score, order, rows.k)
     if isinstance(score, TextScore):
         return _of_text(stmt, rest, score, order)
     criterion = criterion_of(stmt)
     if criterion.many:
         raise InvalidStatement(f"{name}() takes a search for one vector, made by nearest() or hybrid()")
     return Stage(_alone(rest, criterion), score, order, criterion.k)
-
-
-def _of_ranked_rows(
-    stmt: Select[Any], rows: RankedRows, score: ColumnElement[float], order: tuple[ColumnElement[Any], ...], name: str
-) -> Stage:
-    if rows.k is None:
-        raise InvalidStatement(f"{name}() takes a search for one vector, made by nearest() or hybrid()")
-    return Stage(stmt.where(rows.c[PLACE] <= rows.k), score, order, rows.k)
 
 
 def _of_text(stmt: Select[Any], rest: Select[Any], score: TextScore, order: tuple[ColumnElement[Any], ...]) -> Stage:
