@@ -112,7 +112,9 @@ def draw(
     random = np.random.default_rng(seed)
     lots, drawn = np.empty(0), np.empty(0, dtype=object)
     # All keys pass, and those with the smallest lots stay: constant memory, and no sort in the database.
-    result = connection.execute(select(*keys).where(*criteria), execution_options={"stream_results": True})
+    # A cursor of the server ends with the transaction, and so wants one.
+    options = {"stream_results": not connection._is_autocommit_isolation()}
+    result = connection.execute(select(*keys).where(*criteria), execution_options=options)
     for rows in result.partitions(10_000):
         passing = np.empty(len(rows), dtype=object)
         passing[:] = [tuple(row) for row in rows]

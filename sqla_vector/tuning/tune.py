@@ -86,7 +86,8 @@ def tune(
         k: how many rows a search wants.  Settings for one k serve for others too, but may be more or less than
             those need; tune for each k that you use.
         sample: how many queries each of the two samples has.
-        queries: vectors of shape (n, dim) in place of rows: half of them for each sample.
+        queries: vectors of shape (n, dim) in place of rows, half of them for each sample: questions that users asked
+            are the best ones, since a graph finds the neighbours of its own rows more easily.
         where: a criterion of the searches.
         metric: as for :func:`sqla_vector.nearest`.
         remember: False only measures.
@@ -188,6 +189,7 @@ class _Trial:
 
     def __post_init__(self) -> None:
         self.measured: list[Recall] = []
+        self._known: dict[tuple[frozenset[tuple[str, int]], int], Recall] = {}
 
     def run(self, knobs: tuple[Knob, ...], questions: Questions) -> Recall:
         """Return what the cheapest settings find that hold the recall on both samples, or else the highest ones.
@@ -206,12 +208,20 @@ class _Trial:
             misses = (1 - self.target_recall) * (number + 1) / len(knobs)
             ladder = [value for value in _ladder(knob) if value <= bounds[knob.name]]
             settings[knob.name] = self._least(knob.name, ladder, settings, first, 1 - misses)
+        for knob in knobs[:-1]:
+            # The others may have left more room than they were given.
+            ladder = [value for value in _ladder(knob) if value <= settings[knob.name]]
+            settings[knob.name] = self._least(knob.name, ladder, settings, first, self.target_recall)
         while True:
             confirmed, found = self._measure(settings, second), self._measure(settings, questions)
-            above = {knob.name: min(bounds[knob.name], _next(knob, settings[knob.name])) for knob in knobs}
-            if min(confirmed.recall, found.recall) >= self.target_recall or above == settings:
+            if min(confirmed.recall, found.recall) >= self.target_recall:
                 return found
-            settings = above
+            raised = [{**settings, k.name: min(bounds[k.name], _next(k, settings[k.name]))} for k in knobs]
+            raised = [one for one in raised if one != settings]
+            if not raised:
+                return found
+            # One of them, that which gives more.
+            settings = max(raised, key=lambda one: self._measure(one, questions).recall) if raised[1:] else raised[0]
 
     def _highest(self, knob: Knob, knobs: tuple[Knob, ...], questions: Questions) -> int:
         """Return the highest value with which the index serves: beyond it the database may find a scan cheaper."""
@@ -250,11 +260,15 @@ class _Trial:
         return planned(self.connection, self.support, self.target, questions, self.k, settings, self.where)
 
     def _measure(self, settings: Mapping[str, int], questions: Questions) -> Recall:
+        asked = frozenset(settings.items()), id(questions)
+        if asked in self._known:
+            return self._known[asked]
         found = measured(self.connection, self.support, self.target, questions, self.k, settings, self.where)
         if found.index != self._index:
             # It would be the recall of something else.
             raise IndexNotUsable(f"{self._index} does not serve the search, so nothing can be tuned: {found.reason}")
         self.measured.append(found)
+        self._known[asked] = found
         return found
 
 

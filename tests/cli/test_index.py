@@ -115,8 +115,9 @@ def test_queries_come_from_a_file_of_numbers_alone(shop: Searched):
 @pytest.mark.backends("psycopg")
 def test_a_recall_that_cannot_be_reached_ends_with_one(shop: Searched):
     # Of so few rows PostgreSQL scans all before enough candidates are asked for.
-    result = shop("index", "tune", "Article.embedding", "--recall", "0.99", "--sample", "4")
+    result = shop("index", "tune", "Article.embedding", "--recall", "0.99", "--sample", "4", "--plot", "tuned.html")
     assert (result.exit_code, "ix_article cannot reach recall 0.99" in result.stdout) == (1, True)
+    assert "oversample=" in Path("tuned.html").read_text()
 
 
 @BOTH

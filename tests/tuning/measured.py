@@ -61,11 +61,18 @@ def true_ids(matrix: Any, query: Any, k: int) -> set[int]:
 
 def recall_of(session: Session, item: Any, matrix: Any, queries: Any, k: int = 10, **options: Any) -> float:
     """Return the mean recall of searches for vectors, by numpy's truth and not by an exact search."""
-    stmt = nearest(select(item.id), item.e, bindparam("query"), k=k, **options)
-    shares = []
-    for query in queries:
-        with session.begin_nested() as savepoint:
-            found = {row.id for row in session.execute(stmt, {"query": query})}
-            savepoint.rollback()  # with the settings of the search
-        shares.append(len(found & true_ids(matrix, query, k)) / k)
-    return float(np.mean(shares))
+    return float(np.mean([_share(session, item, matrix, query, None, k, options) for query in queries]))
+
+
+def recall_by_rows(session: Session, item: Any, matrix: Any, ids: Any, k: int = 10, **options: Any) -> float:
+    """Return the same of searches for rows, each of which is not to find itself."""
+    return float(np.mean([_share(session, item, matrix, matrix[own - 1], own, k, options) for own in ids.tolist()]))
+
+
+def _share(session: Session, item: Any, matrix: Any, query: Any, own: int | None, k: int, options: Any) -> float:
+    more = k + (own is not None)
+    stmt = nearest(select(item.id), item.e, bindparam("query"), k=more, **options)
+    with session.begin_nested() as savepoint:
+        found = [row.id for row in session.execute(stmt, {"query": query}) if row.id != own][:k]
+        savepoint.rollback()  # with the settings of the search
+    return len(set(found) & (true_ids(matrix, query, more) - {own})) / k

@@ -182,3 +182,12 @@ def test_a_table_without_vectors_has_nothing_to_measure(backend: Backend, engine
         backend.run(engine, lambda s: measure_recall(s, item.e))
     with pytest.raises(InvalidOption, match="no search finds a row"):
         backend.run(engine, lambda s: measure_recall(s, item.e, queries=QUERIES[:1]))
+
+
+@pytest.mark.backends("psycopg")
+def test_outside_of_a_transaction_it_measures_as_well(backend: Backend, engine: AnyEngine):
+    item = model()
+    filled(backend, engine, item, vectors(3_000))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:  # type: ignore[union-attr]
+        found = measure_recall(connection, item.e, sample=5, settings={"ef_search": 50})
+    assert (found.index, found.queries) == ("ix_item_e", 5)
