@@ -31,6 +31,7 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
     selectinload,
+    with_loader_criteria,
 )
 
 from sqla_vector import Vector, asearch, match_text, nearest, search, text_index, vector_index
@@ -251,6 +252,21 @@ def test_pages_joined_together_are_one_long_result(backend, engine):
         ]
         assert [key for page in pages for key in page] == everything
         assert session.scalars(both(select(Note.id), k=3, candidates=10).offset(100)).all() == []
+
+    backend.run(engine, check)
+
+
+@SYNCHRONOUS
+def test_criteria_that_nobody_wrote_take_part(backend, engine):
+    def check(session: Session) -> None:
+        written = session.execute(both(select(Note.id).where(Note.lang == "de"), k=3)).all()
+        stmt = both(k=3).options(with_loader_criteria(Note, Note.lang == "de"))
+        assert [(row[0].id, *row[1:]) for row in session.execute(stmt)] == [tuple(row) for row in written]
+        # The left side of a join is found without being named.
+        rows = session.execute(both(k=20).join(Tag).where(Tag.name == "b")).all()
+        assert {row[0].id for row in rows} == {2, 5, 8}
+        rows = session.execute(both(k=20).outerjoin(Tag).where(Tag.id.is_(None))).all()
+        assert {row[0].id: row.vector_rank for row in rows} == {6: 1, 3: None, 9: 2}
 
     backend.run(engine, check)
 
