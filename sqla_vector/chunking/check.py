@@ -79,6 +79,12 @@ class ChunkReport:
         """Whether all chunks were those of their texts."""
         return all(one.is_clean for one in self.chunks)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all chunks are those of their texts now, after ``fix=True``."""
+        wrong = sum(one.missing + one.stale + one.orphaned for one in self.chunks)
+        return wrong == self.fixed and not any(one.invalid for one in self.chunks)
+
     def as_dict(self) -> dict[str, Any]:
         """Return all of it as what can be written as JSON."""
         return {"is_clean": self.is_clean, **asdict(self)}
