@@ -284,7 +284,7 @@ def test_its_table_is_hidden_and_goes_with_the_index(backend: Backend, engine: A
     assert backend.run_connection(engine, tables) == []
 
 
-@SQLITE
+@EACH
 def test_a_rollback_takes_it_back(backend: Backend, engine: AnyEngine):
     prepared(backend, engine)
 
@@ -298,6 +298,12 @@ def test_a_rollback_takes_it_back(backend: Backend, engine: AnyEngine):
     with pytest.raises(Undone):
         backend.run_connection(engine, run)
     assert known(engine) == {}
+    backend.run_connection(engine, lambda c: write(c, ITEM, ENTRY))
+    assert known(engine)
+    kept = known(engine)
+    with pytest.raises(Undone):
+        backend.run_connection(engine, run)
+    assert known(engine) == kept != {}
 
 
 @pytest.mark.backends("psycopg")

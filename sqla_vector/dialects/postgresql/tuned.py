@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sqlalchemy import Index, text
+from sqlalchemy import Index, event, text
 from sqlalchemy.engine import Connection
 
 from sqla_vector.dialects.migration import quoted, verbatim
@@ -64,7 +64,26 @@ def remember(connection: Connection, index: Index, tuned: TunedIndex | None) -> 
         parts.append(f"[sqla_vector {tuned.to_json()}]")
     written = " ".join(parts).replace("\\", "\\\\").replace("'", "''")
     place = quoted(connection.dialect, connection.schema_for_object(index.table), str(index.name))
+    _take_back_with(connection)
     connection.execute(verbatim(f"COMMENT ON INDEX {place} IS " + (f"E'{written}'" if parts else "NULL")))
+
+
+def _take_back_with(connection: Connection) -> None:
+    """Have the engine know what it knew before, if the transaction is rolled back."""
+    settings = settings_of(connection.dialect)
+    before, is_open = dict(settings.tuned), [True]
+
+    def committed(_: Connection) -> None:
+        is_open.clear()
+
+    def rolled_back(_: Connection) -> None:
+        if is_open:
+            is_open.clear()
+            note_tuned(settings, before)
+            connection.engine.clear_compiled_cache()
+
+    event.listen(connection, "commit", committed)
+    event.listen(connection, "rollback", rolled_back)
 
 
 def carry_comment(dialect: Any, schema: str | None, old: str, new: str) -> str:
