@@ -145,7 +145,6 @@ def inserts(run: Run, directory: Path) -> Iterator[Figure]:
 
 def million(directory: str, rows: int) -> dict[str, float]:
     """Build an index of a million rows in a file that has them, in this process; return what it took."""
-    process = psutil.Process()
     model = model_with(method="ivfflat")
     engine = create_engine(f"sqlite:///{directory}/million.db", plugins=["sqla_vector"])
     started = perf_counter()
@@ -169,18 +168,20 @@ def million(directory: str, rows: int) -> dict[str, float]:
     with engine.begin() as connection:
         connection.execute(insert(model.__table__), more)
     found["inserts"] = len(more) / (perf_counter() - started)
-    usage = process.memory_info()
-    found["megabytes"] = getattr(usage, "peak_wset", _peak(usage.rss)) / 1e6
+    found["megabytes"] = _peak()
     engine.dispose()
     return found
 
 
-def _peak(now: int) -> int:
-    try:
-        import resource
-    except ImportError:
-        return now
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _peak() -> float:
+    """Return the most memory that this process has had, in MB."""
+    # What getrusage() tells begins with that of the process which started this one.
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    usage = psutil.Process().memory_info()
+    return float(getattr(usage, "peak_wset", usage.rss)) / 1e6
 
 
 def a_million(run: Run, directory: Path) -> Iterator[Figure]:

@@ -189,6 +189,31 @@ def test_there_are_k_rows_with_one_probe(backend, engine, configuration):
     backend.run_connection(engine, check)
 
 
+@pytest.mark.parametrize("precision", ["int8", "binary"])
+def test_a_list_of_many_gives_more_together_than_vec0_returns_at_once(backend, engine, precision):
+    table = make_table(metric="l2", lists=LISTS, precision=precision)
+
+    def check(connection: Connection) -> None:
+        table.create(connection)
+        rows = fill(connection, table, clustered())
+        train(connection, index_of(table))
+        vectors = {row["id"]: row["embedding"] for row in rows}
+        query = clustered()[9]
+        stmt = nearest(select(table.c.id), table.c.embedding, query, k=300, oversample=100, probes=LISTS)
+        assert explain_nearest(connection, stmt).index == "ix_item"
+        assert_equal(connection.execute(stmt).all(), brute_force(vectors, query, 300, "l2"))
+        deep = nearest(select(table.c.id), table.c.embedding, query, k=50, oversample=100, probes=LISTS).offset(320)
+        assert_equal(connection.execute(deep).all(), brute_force(vectors, query, 50, "l2", offset=320))
+        each = nearest_each(select(table.c.id), table.c.embedding, [query], k=300, oversample=100, probes=LISTS)
+        found = [(row.id, row.distance) for row in connection.execute(each)]
+        assert_equal(found, brute_force(vectors, query, 300, "l2"))
+        # With one candidate a row the nearest by fewer bits are found, and as many as are wanted.
+        rough = nearest(select(table.c.id), table.c.embedding, query, k=9, oversample=1, probes=LISTS)
+        assert len(connection.execute(rough).all()) == 9
+
+    backend.run_connection(engine, check)
+
+
 def test_vectors_of_one_direction_tie_under_cosine_in_the_order_of_their_keys(backend, engine):
     table = make_table(metric="cosine", lists=4)
 

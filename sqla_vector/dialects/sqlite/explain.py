@@ -15,7 +15,7 @@ from sqlalchemy.sql.expression import Executable
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.index import exists, vec0_index
 from sqla_vector.dialects.sqlite.ivf import advice_on
-from sqla_vector.dialects.sqlite.search import MAX_K, knobs_of_vec0, oversample_of
+from sqla_vector.dialects.sqlite.search import MAX_K, exceeds, knobs_of_vec0, oversample_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import VectorIndexKey, vector_indexes
 
@@ -82,6 +82,6 @@ def why_unused(connection: Connection, name: str, key: VectorIndexKey, criterion
     if criterion is None:
         return f"{name} is a vec0 table, which only nearest() can use; ORDER BY distance scans exactly"
     knobs = knobs_of_vec0(criterion, vec0, connection.dialect.identifier_preparer, settings)
-    if criterion.k * oversample_of(criterion, vec0, knobs) >= MAX_K:
+    if exceeds(criterion, vec0, oversample_of(criterion, vec0, knobs)):
         return f"k is over what one vec0 query returns ({MAX_K:,} candidates), so the scan is exact"
     return f"{name} exists; DISTINCT or GROUP BY make rows that are not the table's, so the scan is exact"

@@ -57,16 +57,16 @@ def from_lists(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     ctes = [f"nearest_lists AS MATERIALIZED ({probed})"]
     constraint = f" AND {LIST} IN (SELECT value FROM nearest_lists){inner}"
     wanted = scope.wanted_sql
-    count = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
+    count = f"{wanted} + 1" if index.precision == "full" else f"{wanted} * {oversample}"
     of_list = at_most(count, scope)
-    if oversample > 1:
+    if index.precision != "full":
         share = f"{count} / max(1, min({_SHARES}, (SELECT count(*) FROM nearest_lists) / {_FAIR}))"
-        of_list = at_most(f"max({wanted} * 2, {share})", scope)
+        of_list = f"min({MAX_K}, max({wanted} * 2, {share}))"
     first = f"SELECT rowid AS number, distance AS d {source}{of_list}{constraint}"
     ctes.append(f"nearest_top AS MATERIALIZED ({first})")
     instead = [f"(SELECT count(*) FROM nearest_top) < {wanted}"]
     if scope.offset_sql is not None:
-        instead.append(f"{count} > {MAX_K}")
+        instead.append(f"{wanted} >= {MAX_K}")
     if index.precision == "full":
         ctes.append(
             "nearest_last AS MATERIALIZED "
@@ -119,8 +119,8 @@ def _for_each(
     This subquery runs for each of them, and would run a CTE again for every mention of it.
     """
     k = scope.criterion.k
-    count = k * oversample if oversample > 1 else k + 1
-    first = f"SELECT rowid AS number, distance AS d {source}{count}{constraint}"
+    count = k + 1 if index.precision == "full" else k * oversample
+    first = f"SELECT rowid AS number, distance AS d {source}{min(count, MAX_K)}{constraint}"
     if index.precision == "full":
         last = f"SELECT {_up_to(index)} FROM ({first}) ORDER BY +d LIMIT 1 OFFSET {k - 1}"
         numbers = f"SELECT rowid {source}{MAX_K} AND distance <= ({last}){constraint}"

@@ -36,7 +36,7 @@ from sqla_vector.dialects.tuned import NO_KNOBS, Knobs, knobs_of
 from sqla_vector.expression import NearestCriterion
 from sqla_vector.schema import declared_index
 
-__all__ = ["MAX_K", "OVERSAMPLE", "knobs_of_vec0", "oversample_of"]
+__all__ = ["MAX_K", "OVERSAMPLE", "exceeds", "knobs_of_vec0", "oversample_of"]
 
 OVERSAMPLE: Final = {"full": 1, "int8": 4, "binary": 40}
 """Candidates per wanted row that are fetched from a vec0 table of each precision."""
@@ -56,7 +56,7 @@ def _render_criterion(element: NearestCriterion, compiler: SQLCompiler, **kw: An
         NO_KNOBS if index is None else knobs_of_vec0(element, index, compiler.preparer, settings_of(compiler.dialect))
     )
     oversample = 1 if index is None else oversample_of(element, index, knobs)
-    if index is None or element.k * oversample >= MAX_K:
+    if index is None or exceeds(element, index, oversample):
         return f"({_among(scope, exact_keys(scope, distance))} AND {defined})"
     if index.in_lists:
         found = from_lists(scope, index, distance, oversample, knobs.probes)
@@ -73,10 +73,15 @@ def knobs_of_vec0(
     return knobs_of(element, index.index, index.built, preparer, settings)
 
 
+def exceeds(element: NearestCriterion, index: Vec0Index, oversample: int) -> bool:
+    """Tell whether more rows are needed than one vec0 query returns; of lists each is a query."""
+    return element.k * (1 if index.in_lists else oversample) >= MAX_K
+
+
 def oversample_of(element: NearestCriterion, index: Vec0Index, knobs: Knobs) -> int:
     """Return how many candidates per wanted row are fetched: as many as asked for, else what vec0 can return."""
     usual = OVERSAMPLE[index.precision]
-    if index.precision == "binary" and element.k * usual >= MAX_K:
+    if index.precision == "binary" and not index.in_lists and element.k * usual >= MAX_K:
         usual //= 2
     return knobs.oversample or usual
 
