@@ -117,7 +117,7 @@ def test_the_exact_distance_of_another_column_decides(backend, engine):
     def check(session: Session) -> None:
         fill(session)
         for k, wanted in ((20, 5), (20, 20), (100, 70), (3, 1)):
-            stmt = nearest(select(Article), Article.small, QUERY, k=k)
+            stmt = nearest(select(Article), Article.small, QUERY, ef_search=200, k=k)
             for metric, by in (
                 ("l2", l2_distance(Article.full, OTHER)),
                 ("cosine", Article.full.cosine_distance(OTHER)),
@@ -140,7 +140,7 @@ def test_the_exact_distance_of_another_column_decides(backend, engine):
 def test_boosts_multiply_the_score_of_the_search(backend, engine):
     def check(session: Session) -> None:
         fill(session)
-        stmt = nearest(select(Article), Article.small, QUERY, k=30)
+        stmt = nearest(select(Article), Article.small, QUERY, ef_search=200, k=30)
         half = timedelta(days=14)
         for column in (Article.published, Article.seen, Article.day):
 
@@ -182,7 +182,7 @@ def test_a_row_of_long_ago_still_has_a_score(backend, engine):
 def test_what_is_undefined_comes_last_in_the_order_of_the_search(backend, engine):
     def check(session: Session) -> None:
         fill(session)
-        stmt = nearest(select(Article), Article.small, QUERY, k=25)
+        stmt = nearest(select(Article), Article.small, QUERY, ef_search=200, k=25)
         expected = reranked(candidates(25), lambda key, d: votes(key), 25)
         assert any(score is None for _, score in expected)
         assert_reranked(session.execute(rerank(stmt, Article.votes, k=25)), expected)
@@ -203,7 +203,7 @@ def test_what_is_undefined_comes_last_in_the_order_of_the_search(backend, engine
 def test_a_reranked_statement_is_extended_like_any(backend, engine):
     def check(session: Session) -> None:
         fill(session)
-        stmt = rerank(nearest(select(Article), Article.small, QUERY, k=20), Article.votes, k=6)
+        stmt = rerank(nearest(select(Article), Article.small, QUERY, ef_search=200, k=20), Article.votes, k=6)
 
         def score(key: int, _: float) -> float | None:
             return votes(key)
@@ -228,7 +228,10 @@ def test_a_reranked_statement_is_extended_like_any(backend, engine):
 def test_a_hybrid_search_is_a_first_stage_too(backend, engine):
     def check(session: Session) -> None:
         fill(session)
-        parts = [vector_part(Article.small, QUERY), vector_part(Article.full, OTHER, metric="l2", name="other")]
+        parts = [
+            vector_part(Article.small, QUERY, ef_search=200),
+            vector_part(Article.full, OTHER, metric="l2", name="other"),
+        ]
         stmt = hybrid(select(Article), parts=parts, k=15, candidates=20, fusion=rrf(10))
         lists = [
             Part("vector", 1.0, brute_force(SMALL, QUERY, 20, "cosine")),
@@ -250,7 +253,7 @@ def test_a_hybrid_search_is_a_first_stage_too(backend, engine):
 def test_hits_of_a_second_stage_have_its_score(backend, engine):
     def check(session: Session) -> None:
         fill(session)
-        stmt = nearest(select(Article), Article.small, QUERY, k=10)
+        stmt = nearest(select(Article), Article.small, QUERY, ef_search=200, k=10)
         hits = search(session, rerank(stmt, Article.votes, k=4))
         assert [hit.score for hit in hits] == [float(votes(hit.entity.id) or 0) for hit in hits]
         near = dict(candidates(10))
@@ -264,7 +267,7 @@ def test_hits_of_a_second_stage_have_its_score(backend, engine):
 def test_hits_with_vectors_are_diverse_and_none_is_lost(backend, engine):
     def check(session: Session) -> None:
         fill(session)
-        stmt = nearest(select(Article), Article.small, QUERY, k=20)
+        stmt = nearest(select(Article), Article.small, QUERY, ef_search=200, k=20)
         hits = search(session, stmt, vectors=True)
         assert all(np.array_equal(hit.vector, SMALL[hit.entity.id]) for hit in hits)
         plain = [hit.entity.id for hit in search(session, stmt)]
@@ -275,7 +278,9 @@ def test_hits_with_vectors_are_diverse_and_none_is_lost(backend, engine):
         assert len(same) > 3
         assert len({*first} & {*same}) == 1
         assert sorted(hit.entity.id for hit in mmr(hits, k=20)) == sorted(plain)
-        own = nearest(select(Article, Article.full).options(joinedload(Article.tags)), Article.small, QUERY, k=20)
+        own = nearest(
+            select(Article, Article.full).options(joinedload(Article.tags)), Article.small, QUERY, ef_search=200, k=20
+        )
         session.expunge_all()
         assert [hit.entity.id for hit in search(session, own)] == plain
 
@@ -292,7 +297,7 @@ class Titles:
 def test_a_search_with_a_reranker(backend, engine):
     def check(session: Session) -> None:
         fill(session)
-        stmt = nearest(select(Article), Article.small, QUERY, k=10)
+        stmt = nearest(select(Article), Article.small, QUERY, ef_search=200, k=10)
         hits = search(session, stmt, rerank=Titles(), query="title ", k=4)
         assert [hit.entity.id for hit in hits] == sorted((key for key, _ in candidates(10)), reverse=True)[:4]
         assert [hit.score for hit in hits] == [hit.entity.id for hit in hits]
@@ -312,7 +317,7 @@ def test_an_asynchronous_search_with_a_reranker(backend, engine):
 
     async def program() -> None:
         async with AsyncSession(engine) as session:
-            stmt = nearest(select(Article), Article.small, QUERY, k=10)
+            stmt = nearest(select(Article), Article.small, QUERY, ef_search=200, k=10)
             expected = sorted((key for key, _ in candidates(10)), reverse=True)[:4]
             for reranker in (Titles(), Later()):
                 hits = await asearch(session, stmt, rerank=reranker, query="title ", k=4)
