@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sqla_vector import InvalidOption, InvalidVector, nearest
-from sqla_vector.tuning import Recall, ameasure_recall, measure_recall
+from sqla_vector import IndexNotUsable, InvalidOption, InvalidVector, Vector, bulk, nearest
+from sqla_vector.tuning import Recall, advise, ameasure_recall, index_stats, measure_recall, tune
 from tests.support.backends import AnyEngine, Backend
 from tests.tuning.measured import DIM, filled, model, recall_of, true_ids, vectors
 
@@ -191,3 +192,25 @@ def test_outside_of_a_transaction_it_measures_as_well(backend: Backend, engine: 
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:  # type: ignore[union-attr]
         found = measure_recall(connection, item.e, sample=5, settings={"ef_search": 50})
     assert (found.index, found.queries) == ("ix_item_e", 5)
+
+
+@pytest.mark.backends("sqlite_numpy", "psycopg_noplugin", "pysqlite3")
+def test_without_extension_plugin_or_index_it_measures_exact_searches(backend: Backend, engine: AnyEngine):
+    class Base(DeclarativeBase): ...
+
+    class Plain(Base):
+        __tablename__ = "plain"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        e: Mapped[Any] = mapped_column(Vector(DIM))
+
+    backend.create_all(engine, Base.metadata)
+    matrix = vectors(60)
+    rows = {"id": np.arange(1, 61), "e": matrix}
+    backend.run_connection(engine, lambda c: bulk.load(c, Plain, rows))
+    found = backend.run(engine, lambda s: measure_recall(s, Plain.e, metric="l2", sample=10))
+    assert (found.recall, found.index) == (1, None)
+    assert "has no vector index" in found.reason
+    assert backend.run(engine, lambda s: advise(s, Plain.e)).method == "none"
+    assert backend.run(engine, lambda s: index_stats(s, Plain.e)) == []
+    with pytest.raises(IndexNotUsable, match="so there is nothing to tune: searches are exact"):
+        backend.run(engine, lambda s: tune(s, Plain.e))

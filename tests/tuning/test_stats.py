@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Index, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from sqla_vector import IndexNotUsable, InvalidOption, bulk
+from sqla_vector import IndexNotUsable, InvalidOption, Vector, bulk
 from sqla_vector.tuning import IndexStats, aindex_stats, aoptimize, index_stats, measure_recall, optimize, tune
 from tests.support.backends import AnyEngine, Backend
 from tests.tuning.measured import DIM, filled, model, vectors
@@ -100,6 +102,31 @@ def test_an_interrupted_build_is_told_of_and_mended(backend: Backend, engine: An
 
 
 @POSTGRESQL
+def test_a_build_that_goes_on_is_told_of(backend: Backend, engine: Any):
+    item = model()
+    filled(backend, engine, item, vectors(50))
+    (index,) = item.__table__.indexes
+    backend.run_connection(engine, index.drop)
+
+    def build() -> None:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("CREATE INDEX CONCURRENTLY ix_item_e ON item USING hnsw (e vector_l2_ops)"))
+
+    waits = text("SELECT phase FROM pg_stat_progress_create_index WHERE phase LIKE 'waiting for writers%'")
+    with ThreadPoolExecutor(1) as pool:
+        with engine.begin() as writer:
+            writer.execute(text("UPDATE item SET part = part"))  # a build waits for those who write
+            building = pool.submit(build)
+            while backend.run_connection(engine, lambda c: c.execute(waits).first()) is None:
+                assert not building.done()
+            found = stats_of(backend, engine, item)
+        building.result(60)
+    assert found.state.startswith("building (waiting for writers before build")
+    assert found.advice is None
+    assert stats_of(backend, engine, item).state == "ready"
+
+
+@POSTGRESQL
 def test_what_an_interrupted_reindex_left_is_dropped(backend: Backend, engine: AnyEngine):
     item = model()
     filled(backend, engine, item, vectors(50))
@@ -167,6 +194,25 @@ def test_places_of_rows_that_are_gone_are_given_back(backend: Backend, engine: A
     assert done == ["ix_item_e made anew from the rows of its table", "ANALYZE item", "VACUUM"]
     assert [entry.settings for entry in after.tuned] == [found.settings]
     assert backend.run(engine, lambda s: measure_recall(s, item.e, sample=5)).index == "ix_item_e"
+
+
+@SQLITE
+def test_an_index_that_is_declared_for_postgresql_alone_is_none_here(backend: Backend, engine: AnyEngine):
+    class Base(DeclarativeBase): ...
+
+    class Plain(Base):
+        __tablename__ = "plain"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        e: Mapped[Any] = mapped_column(Vector(4))
+        __table_args__ = (Index("ix_plain", "e", postgresql_using="hnsw", postgresql_ops={"e": "vector_l2_ops"}),)
+
+    backend.create_all(engine, Base.metadata)
+    (found,) = backend.run(engine, lambda s: index_stats(s, Plain.e))
+    assert found.state == "missing"
+    with pytest.raises(IndexNotUsable, match="ix_plain has nothing to tune"):
+        backend.run(engine, lambda s: tune(s, Plain.e))
+    with pytest.raises(IndexNotUsable, match="ix_plain is not in the database"):
+        backend.run(engine, lambda s: optimize(s, Plain.e))
 
 
 @SQLITE

@@ -38,11 +38,13 @@ class SQLiteTuning:
     builds_concurrently = False
 
     def built(self, index: Index, key: VectorIndexKey) -> str:
-        return _vec0(index).built
+        vec0 = vec0_index(index)
+        return "none" if vec0 is None else vec0.built
 
     def knobs(self, connection: Connection, index: Index, key: VectorIndexKey, k: int) -> tuple[Knob, ...]:
-        vec0 = _vec0(index)
-        found = []
+        vec0, found = vec0_index(index), []
+        if vec0 is None:
+            return ()
         # With more candidates than vec0 returns the search is an exact scan.
         highest = min(KNOBS["oversample"], (MAX_K - 1) // k)
         if vec0.precision != "full" and highest > 0:
@@ -55,13 +57,18 @@ class SQLiteTuning:
 
     def _lists(self, connection: Connection, index: Index) -> Lists | None:
         """Return the lists of an index, None if it has none or is not there."""
-        vec0, preparer, settings = (
-            _vec0(index),
-            connection.dialect.identifier_preparer,
-            settings_of(connection.dialect),
-        )
-        is_there = exists(vec0, preparer, settings) and is_in_lists(vec0, preparer, settings)
-        return lists_of(connection, index) if is_there else None
+        vec0 = self._there(connection, index)
+        if vec0 is None:
+            return None
+        dialect = connection.dialect
+        is_listed = is_in_lists(vec0, dialect.identifier_preparer, settings_of(dialect))
+        return lists_of(connection, index) if is_listed else None
+
+    def _there(self, connection: Connection, index: Index) -> Vec0Index | None:
+        """Return the vec0 table of an index, None if it is not there; one declared for PostgreSQL alone never is."""
+        vec0, dialect = vec0_index(index), connection.dialect
+        is_there = vec0 is not None and exists(vec0, dialect.identifier_preparer, settings_of(dialect))
+        return vec0 if is_there else None
 
     def isolated(self, connection: Connection) -> AbstractContextManager[None]:
         return nullcontext()  # a search sets nothing here
@@ -76,11 +83,11 @@ class SQLiteTuning:
         remember(connection, index, tuned)
 
     def facts(self, connection: Connection, index: Index, key: VectorIndexKey) -> IndexFacts:
-        vec0 = _vec0(index)
+        vec0 = self._there(connection, index)
+        if vec0 is None:
+            return IndexFacts(None, None, "missing", {}, None, None, None)
         dialect, raw = connection.dialect, RawConnection(connection.connection.dbapi_connection)
         schema = connection.schema_for_object(vec0.table) or "main"
-        if not exists(vec0, dialect.identifier_preparer, settings_of(dialect)):
-            return IndexFacts(None, None, "missing", {}, None, None, None)
 
         def beneath(part: str) -> str:
             return quoted(dialect, schema, f"{vec0.name}_{part}")
@@ -108,8 +115,7 @@ class SQLiteTuning:
         return ServerFacts(None, None, 0)
 
     def optimize(self, connection: Connection, index: Index, key: VectorIndexKey, *, concurrently: bool) -> list[str]:
-        vec0 = _vec0(index)
-        if not exists(vec0, connection.dialect.identifier_preparer, settings_of(connection.dialect)):
+        if self._there(connection, index) is None:
             raise IndexNotUsable(f"{index.name} is not in the database; create it (index.create(), or a migration)")
         if self._lists(connection, index) is not None:
             lists = train(connection, index)
@@ -122,7 +128,7 @@ class SQLiteTuning:
 
     def _make_anew(self, connection: Connection, index: Index) -> None:
         tuned = remembered(connection, index)
-        # vec0 never gives a place back that a row has left; made anew it has none.
+        # vec0 gives back the places that rows left only when all of a chunk's are free; made anew it has none.
         with connection.begin_nested():
             connection.execute(DropIndex(index))
             connection.execute(CreateIndex(index))
@@ -131,16 +137,11 @@ class SQLiteTuning:
         load(connection)
 
     def vacuum(self, connection: Connection, index: Index) -> list[str]:
-        schema = connection.schema_for_object(_vec0(index).table)
+        assert index.table is not None
+        schema = connection.schema_for_object(index.table)
         statement = f"VACUUM {quoted(connection.dialect, schema)}" if schema else "VACUUM"
         connection.exec_driver_sql(statement)
         return [statement]
-
-
-def _vec0(index: Index) -> Vec0Index:
-    found = vec0_index(index)
-    assert found is not None  # a key that vector_index() made
-    return found
 
 
 def _table(connection: Connection, index: Index) -> str:
