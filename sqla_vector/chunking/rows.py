@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from numpy.typing import NDArray
-from sqlalchemy import Connection, Table, bindparam, delete, insert, inspect, select, update
+from sqlalchemy import Connection, Table, delete, insert, inspect, select, update
 from sqlalchemy.orm import Mapper, Session, configure_mappers
 
 from sqla_vector.chunking.splitting import Chunk, Splitter, chunks_of
@@ -48,8 +48,8 @@ class Changes:
 
     added: list[tuple[Key, int, Chunk]] = field(default_factory=list)
     """Chunks without a row: whose they are, and their position."""
-    moved: list[StoredChunk] = field(default_factory=list)
-    """Rows whose text stays, with the place that they shall have."""
+    moved: list[tuple[StoredChunk, StoredChunk]] = field(default_factory=list)
+    """Rows whose text stays, as they are and as they shall be."""
     removed: list[int] = field(default_factory=list)
     """Rows of chunks that are no more."""
 
@@ -76,7 +76,7 @@ def changes(key: Key, stored: Sequence[StoredChunk], chunks: Sequence[Chunk]) ->
         row = by_text[chunk.text].popleft()
         wanted = StoredChunk(row.id, position, chunk.start, chunk.end, row.text)
         if row != wanted:
-            found.moved.append(wanted)
+            found.moved.append((row, wanted))
     found.removed = [row.id for rows in by_text.values() for row in rows]
     return found
 
@@ -251,19 +251,26 @@ class Chunking:
         self._note(connection, [(id_,) for id_ in found.removed])
         for start in range(0, len(found.removed), _PART):
             connection.execute(delete(table).where(members(table.c.id, found.removed[start : start + _PART])))
-        if found.moved:
-            news: Any = {
-                "position": bindparam("position_"),
-                "start_offset": bindparam("start_"),
-                "end_offset": bindparam("end_"),
-            }
-            stmt = update(table).where(table.c.id == bindparam("id_")).values(news)
-            rows = [
-                {"id_": row.id, "position_": row.position, "start_": row.start, "end_": row.end} for row in found.moved
-            ]
-            connection.execute(stmt, rows)
-            note_written(connection, self.rows.mapper, _PLACE, [(row.id,) for row in found.moved])
+        self._move(connection, found.moved)
         return self._add(connection, found.added, vectors)
+
+    def _move(self, connection: Connection, moved: Sequence[tuple[StoredChunk, StoredChunk]]) -> None:
+        """Write where chunks are: those that an edit shifts together in one statement."""
+        c = self._table.c
+        shifts: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
+        for before, after in moved:
+            shift = (after.position - before.position, after.start - before.start, after.end - before.end)
+            shifts[shift].append(after.id)
+        members = support_of(connection.dialect).members
+        for (position, start, end), ids in shifts.items():
+            # By how much, since nobody else writes them: whoever does has changed the row that has the text.
+            news: Any = {c.position: c.position + position, c.start_offset: c.start_offset + start}
+            news[c.end_offset] = c.end_offset + end
+            for first in range(0, len(ids), _PART):
+                part = members(c.id, ids[first : first + _PART])
+                connection.execute(update(self._table).where(part).values(news))
+        if moved:
+            note_written(connection, self.rows.mapper, _PLACE, [(after.id,) for _, after in moved])
 
     def _add(
         self,
@@ -310,7 +317,7 @@ class Chunking:
             if self.collection in inspect(entity).dict:
                 session.expire(entity, [self.collection])
         mapper = self.rows.mapper
-        for id_ in (*(row.id for row in difference.changes.moved), *difference.changes.removed):
+        for id_ in (*(row.id for _, row in difference.changes.moved), *difference.changes.removed):
             chunk = session.identity_map.get(mapper.identity_key_from_primary_key((id_,)))
             if chunk is not None:
                 session.expire(chunk)

@@ -212,7 +212,7 @@ def test_changes_make_stored_chunks_those_of_the_text_with_as_few_new_ones_as_th
     stored = [StoredChunk(100 + n, n, n, n + 1, text) for n, text in enumerate(old)]
     chunks = [Chunk(text, n, n + 1) for n, text in enumerate(new)]
     found = changes((1,), stored, chunks)
-    rows = {row.id: row for row in stored if row.id not in found.removed} | {row.id: row for row in found.moved}
+    rows = {row.id: row for row in stored if row.id not in found.removed} | {row.id: row for _, row in found.moved}
     after = sorted(
         [(row.position, row.start, row.end, row.text) for row in rows.values()]
         + [(position, chunk.start, chunk.end, chunk.text) for _, position, chunk in found.added]
