@@ -183,7 +183,9 @@ KEYS = {
 @pytest.mark.filterwarnings("ignore:Dialect sqlite.* does \\*not\\* support Decimal")
 def test_keys_of_every_type(backend, kind):
     type_, make = KEYS[kind]
-    table = Table("t", MetaData(), Column("id", type_, primary_key=True), Column("embedding", Vector(DIM)))
+    table = Table(
+        "t", MetaData(), Column("id", type_, primary_key=True, autoincrement=False), Column("embedding", Vector(DIM))
+    )
 
     def check(connection: Connection) -> None:
         table.create(connection)
