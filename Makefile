@@ -11,9 +11,10 @@ PYTHON ?= python3
 WORKERS ?= logical
 # Further arguments for pytest, such as PYTEST_ARGS="-x -k nearest".
 PYTEST_ARGS ?=
-# The suites that run again under another SQLAlchemy or another sqlite3; those of work on fewer drivers.
+# The suites that run again under another SQLAlchemy or another sqlite3.  What happens to tables and rows (WORK) is tested
+# on psycopg and aiosqlite in test-main, on asyncpg and pysqlite3 in test-sa20, on sqlite3 in test-stdlib-sqlite.
 SUITES = $(wildcard tests/unit tests/conformance)
-WORK = $(wildcard $(addprefix tests/,alembic migrations embedding tracking chunking query tuning cli))
+WORK = $(wildcard $(addprefix tests/,search tuning query alembic migrations embedding tracking chunking cli))
 # Kills, faults and random programs run once.
 AGAIN = -m "not long"
 # The question `make demo` answers; taken as it is, since a question may contain a $.
@@ -44,7 +45,7 @@ test-main: .venv/.installed-test  ## all tests on SQLAlchemy 2.1, with coverage
 	.venv/bin/python tools/check_coverage.py coverage.json --lines 95 --branches 90
 
 test-sa20: .venv-sa20/.installed-test  ## all but Elasticsearch on SQLAlchemy 2.0, oldest Alembic, a driver of each kind
-	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(WORK) $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) $(PYTEST_ARGS)
+	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(WORK) $(AGAIN) $(addprefix --backend=,asyncpg pysqlite3) $(PYTEST_ARGS)
 
 test-elasticsearch8: .venv-es8/.installed-test  ## Elasticsearch's tests with client and server of version 8.19
 	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) $(PYTEST_ARGS)
@@ -82,7 +83,7 @@ soak-lists: export SQLA_VECTOR_RUNS = 500
 soak-lists: export SQLA_VECTOR_STEPS = 50
 soak-lists: export SQLA_VECTOR_TEST_TRAININGS = 200
 soak-lists: .venv/.installed-test  ## indexes in lists on SQLite: random writes and trainings, 200 trainings killed
-	.venv/bin/python -m pytest tests/conformance/test_lists_at_work.py $(PYTEST_ARGS)
+	.venv/bin/python -m pytest tests/search/test_lists_at_work.py $(PYTEST_ARGS)
 
 soak-migrations: export SQLA_VECTOR_TEST_MATRIX = full
 soak-migrations: .venv/.installed-test  ## every one of 49 models migrated into every other, on each database
@@ -90,7 +91,7 @@ soak-migrations: .venv/.installed-test  ## every one of 49 models migrated into 
 
 soak-search: export SQLA_VECTOR_TEST_HYBRID_CASES = 5000
 soak-search: .venv/.installed-test  ## 10,000 random hybrid searches against the reference
-	.venv/bin/python -m pytest tests/conformance/test_hybrid.py $(PYTEST_ARGS)
+	.venv/bin/python -m pytest tests/search/test_hybrid.py $(PYTEST_ARGS)
 
 lint: .venv/.installed-lint  ## ruff, mypy --strict and the import contracts
 	.venv/bin/ruff check .

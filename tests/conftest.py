@@ -66,11 +66,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         run.close()
 
 
-WORK = ("alembic", "migrations", "embedding", "tracking", "chunking", "query", "tuning", "cli", "elasticsearch")
+WORK = (
+    *("search", "tuning", "query", "alembic", "migrations"),
+    *("embedding", "tracking", "chunking", "cli", "elasticsearch"),
+)
 """Folders whose tests are of what happens to tables and rows; how vectors travel on each driver others test."""
 
 ONE_OF_EACH = ("psycopg", "asyncpg", "sqlite_stdlib", "pysqlite3", "aiosqlite")
 """What they run on if they name no drivers: a synchronous and an asynchronous one for each database."""
+
+LEFT_TO_OTHERS = {"asyncpg": "psycopg", "pysqlite3": "aiosqlite", "sqlite_stdlib": "aiosqlite"}
+"""Where they do not run if they run on the other, and the command line names none: other runs of `make test` do."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -85,6 +91,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         candidates = kinds(list(ONE_OF_EACH))
     for marker in markers:
         candidates = [kind for kind in candidates if _admits(kind, *marker.args, **marker.kwargs)]
+    if room in WORK and not metafunc.config.getoption("--backend"):
+        names = {kind.name for kind in candidates}
+        candidates = [kind for kind in candidates if LEFT_TO_OTHERS.get(kind.name) not in names]
     if not candidates:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: its `backends` marker admits no backend")
     metafunc.parametrize("backend", candidates, indirect=True, ids=[kind.name for kind in candidates])

@@ -115,7 +115,7 @@ def test_the_lists_follow_every_write(backend, key, configuration):
 TRAINING = """
 import sys
 from sqlalchemy import create_engine
-from tests.conformance.test_lists_at_work import big_table
+from tests.search.test_lists_at_work import big_table
 from sqla_vector.dialects.sqlite.ivf import train
 
 engine = create_engine(sys.argv[1], plugins=["sqla_vector"])

@@ -1,0 +1,1 @@
+"""Searches that are made of others, and the indexes that serve them."""
