@@ -482,7 +482,7 @@ def test_a_connection_that_adds_many_rows_to_one_list_says_so_once(backend, engi
         backend.run_connection(engine, check)
     (record,) = [record for record in caplog.records if record.name == "sqla_vector.sqlite"]
     assert record.getMessage() == (
-        "ix_item has one list, so that each search reads all rows, and this connection alone has added 30: "
+        "ix_item has one list, so that each search reads all rows, and this program alone has added 30: "
         "train it, by sqla_vector.tuning.optimize()"
     )
 
@@ -698,8 +698,11 @@ def test_the_functions_take_null_and_refuse_what_they_do_not_know(backend, engin
     monkeypatch.setattr(ivf_functions, "_BATCH_BYTES", 1)
     centroids = np.eye(4, dtype="<f4").tobytes()
 
+    # What one connection is told of a generation others of the program know.
+    g, h = f"'{backend.name}-g'", f"'{backend.name}-h'"
+
     def value(connection: Connection, sql: str, *parameters: Any) -> Any:
-        return connection.exec_driver_sql(f"SELECT {sql}", parameters).scalar_one()
+        return connection.exec_driver_sql(f"SELECT {sql.replace(chr(39) + 'g' + chr(39), g)}", parameters).scalar_one()
 
     def check(connection: Connection) -> None:
         one = np.array([0, 0, 3, 1], "<f4").tobytes()
@@ -715,8 +718,8 @@ def test_the_functions_take_null_and_refuse_what_they_do_not_know(backend, engin
         rows = "(SELECT 1 AS n, ?1 AS v UNION ALL SELECT n + 1, v FROM rows WHERE n < 200) SELECT "
         with_rows = f"WITH RECURSIVE rows AS {rows}"
         # Handed over once: after the first row they are known.
-        unless_known = "CASE WHEN vector_ivf_known('h') THEN NULL ELSE ?2 END"
-        assigned = f"vector_ivf_assign(n, v, 'l2', 'h', {unless_known}) FROM rows"
+        unless_known = f"CASE WHEN vector_ivf_known({h}) THEN NULL ELSE ?2 END"
+        assigned = f"vector_ivf_assign(n, v, 'l2', {h}, {unless_known}) FROM rows"
         found = connection.exec_driver_sql(with_rows + assigned, (one, centroids)).scalar_one()
         assert found == f'{{"2":[{",".join(map(str, range(1, 201)))}]}}'
         none = connection.exec_driver_sql(f"{with_rows}{assigned} WHERE n < 0", (one, centroids)).scalar_one()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy.engine import Connection
 
@@ -132,22 +132,34 @@ def is_prepared(connection: RawConnection) -> bool:
     return bool(connection.rows("SELECT 1 FROM pragma_function_list WHERE name = 'vector_l2_normalize'"))
 
 
-def prepare(connection: RawConnection, settings: Settings) -> None:
-    """Give a new connection all that the compiled SQL calls."""
-    settings.sqlite_vec = _load_sqlite_vec(connection) if settings.load_extension else None
-    settings.has_fts5 = bool(connection.rows("SELECT 1 FROM pragma_module_list WHERE name = 'fts5'"))
-    functions = FUNCTIONS if settings.sqlite_vec else FUNCTIONS | STAND_INS
-    for name, (arguments, function) in functions.items():
-        connection.call("create_function", name, arguments, _none_for_none(function), deterministic=True)
-    lists = ListFunctions()
-    for name, (arguments, function) in lists.functions().items():
-        connection.call("create_function", name, arguments, function)
-    for name, (arguments, aggregate) in (AGGREGATES | lists.aggregates()).items():
-        connection.call("create_aggregate", name, arguments, aggregate)
-
-
 def _none_for_none(function: Any) -> Any:
     def call(*arguments: Any) -> Any:
         return None if None in arguments else function(*arguments)
 
     return call
+
+
+def _all_none_for_none(functions: Mapping[str, tuple[int, Any]]) -> dict[str, tuple[int, Any]]:
+    return {name: (arguments, _none_for_none(function)) for name, (arguments, function) in functions.items()}
+
+
+# All connections have the same functions, which live as long as the program: a connection may outlive its close() by a
+# statement that a traceback holds, and pysqlite3 then gives its functions up without holding the interpreter's lock,
+# which ends the process if they have no other owner.
+_FUNCTIONS: Final = _all_none_for_none(FUNCTIONS)
+_WITH_STAND_INS: Final = _all_none_for_none(FUNCTIONS | STAND_INS)
+_LISTS: Final = ListFunctions()
+_LIST_FUNCTIONS: Final = _LISTS.functions()
+_AGGREGATES: Final = AGGREGATES | _LISTS.aggregates()
+
+
+def prepare(connection: RawConnection, settings: Settings) -> None:
+    """Give a new connection all that the compiled SQL calls."""
+    settings.sqlite_vec = _load_sqlite_vec(connection) if settings.load_extension else None
+    settings.has_fts5 = bool(connection.rows("SELECT 1 FROM pragma_module_list WHERE name = 'fts5'"))
+    for name, (arguments, function) in (_FUNCTIONS if settings.sqlite_vec else _WITH_STAND_INS).items():
+        connection.call("create_function", name, arguments, function, deterministic=True)
+    for name, (arguments, function) in _LIST_FUNCTIONS.items():
+        connection.call("create_function", name, arguments, function)
+    for name, (arguments, aggregate) in _AGGREGATES.items():
+        connection.call("create_aggregate", name, arguments, aggregate)

@@ -14,6 +14,7 @@ roll back.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -54,12 +55,23 @@ def _unpacked(blob: bytes, space: str) -> NDArray[np.float32]:
     return np.frombuffer(blob, "<f4")
 
 
-class ListFunctions:
-    """The functions of one connection, which is used by one thread at a time."""
+class _Known(threading.local):
+    """What a thread knows: within a statement, which runs in one, nobody else takes it away."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, Centroids] = OrderedDict()
+        self.centroids: OrderedDict[str, Centroids] = OrderedDict()
+
+
+class ListFunctions:
+    """The functions of all connections."""
+
+    def __init__(self) -> None:
+        self._here = _Known()
         self._untrained: dict[str, int] = {}
+
+    @property
+    def _known(self) -> OrderedDict[str, Centroids]:
+        return self._here.centroids
 
     def functions(self) -> dict[str, tuple[int, Callable[..., Any]]]:
         """Return name, number of arguments and function; they take NULL, and depend on what came before."""
@@ -115,7 +127,7 @@ class ListFunctions:
         count = self._untrained[generation] = self._untrained.get(generation, 0) + 1
         if count == UNTRAINED_ROWS:
             logger.warning(
-                "%s has one list, so that each search reads all rows, and this connection alone has added %s: "
+                "%s has one list, so that each search reads all rows, and this program alone has added %s: "
                 "train it, by sqla_vector.tuning.optimize()",
                 generation.partition(":")[0],
                 f"{count:,}",
