@@ -104,9 +104,7 @@ def similarity_of(element: Distance) -> ColumnElement[float]:
     return similarity_from(element, element.metric_name, vector_type_of(element.operands[0])[1])
 
 
-def similarity_from(
-    distance: ColumnElement[float], metric_name: str, type_: VectorTypeEngine
-) -> ColumnElement[float]:
+def similarity_from(distance: ColumnElement[float], metric_name: str, type_: VectorTypeEngine) -> ColumnElement[float]:
     """Return the similarity that belongs to an expression of a distance of vectors of a type."""
     one = literal_column("1.0", DISTANCE_VALUE)
     expression: ColumnElement[Any]
