@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, Table, exists, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
+from sqla_vector.asynchrony import AsyncSession, async_scoped_session
 from sqla_vector.chunking.rows import Chunking
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.derived import derived_of

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Table
-from sqlalchemy.ext.asyncio import AsyncEngine, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from sqla_vector.asynchrony import AsyncEngine, async_scoped_session, async_sessionmaker
 from sqla_vector.cli.failure import ExitCode, Failed, failure_of
 from sqla_vector.elasticsearch import SearchIndex, indexes_of
 from sqla_vector.tracking.session import Tracking, key_of, tracking_of

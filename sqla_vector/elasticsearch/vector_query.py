@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.ext.asyncio import AsyncSession
-
+from sqla_vector.asynchrony import AsyncSession
 from sqla_vector.elasticsearch.query import Knn, Match
 from sqla_vector.elasticsearch.results import SearchHit, SearchPage
 from sqla_vector.elasticsearch.specs import DenseVectorSpec

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Select, Table, select
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.inspection import inspect
 from sqlalchemy.orm import ColumnProperty, Mapper
 
+from sqla_vector.asynchrony import AsyncSession
 from sqla_vector.embedding import aembed, embed
 from sqla_vector.exc import InvalidOption, InvalidQuery
 from sqla_vector.query.vector_query import MAX_CANDIDATES, MAX_K, Near, VectorQuery, Words

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.pool import SingletonThreadPool, StaticPool
 
+from sqla_vector.asynchrony import AsyncSession
 from sqla_vector.embedding import Embedder, Model
 from sqla_vector.exc import InvalidOption
 from sqla_vector.schema import check_whole_number

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Select, inspect, literal_column, select
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.util import AliasedInsp
 from sqlalchemy.sql.elements import ColumnElement
 
+from sqla_vector.asynchrony import AsyncSession
 from sqla_vector.dialects.prefix import begins_with
 from sqla_vector.embedding import EmbeddedColumn, Embedder, aembed, embed, embedded_columns
 from sqla_vector.embedding.embedder import model_of

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Table
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
+from sqla_vector.asynchrony import AsyncSession, async_scoped_session
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.outbox import check_outbox

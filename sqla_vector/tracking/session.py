@@ -8,9 +8,9 @@ from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Table, event
-from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from sqla_vector.asynchrony import AsyncSession, async_scoped_session, async_sessionmaker
 from sqla_vector.exc import InvalidOption
 from sqla_vector.tracking.events import OnEvent
 from sqla_vector.tracking.listener import Listener

@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Mapper, Session, sessionmaker
 
+from sqla_vector.asynchrony import AsyncSession, async_sessionmaker
 from sqla_vector.embedding import Embedder, aembed, embed
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption
 from sqla_vector.tracking.patience import has_passing_state

@@ -129,3 +129,25 @@ def test_the_core_needs_sqlalchemy_and_numpy_only() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (files("sqla_vector") / "py.typed").is_file()
+
+
+WITHOUT_GREENLET = """
+import sys
+sys.modules["greenlet"] = None
+import importlib, pkgutil
+import sqla_vector
+from sqlalchemy import create_engine
+from sqlalchemy.orm import sessionmaker
+for room in ("search", "tuning", "embedding", "tracking", "chunking", "query", "elasticsearch"):
+    importlib.import_module(f"sqla_vector.{room}")
+from sqla_vector.asynchrony import AsyncSession
+from sqla_vector.tracking.steps import is_asynchronous
+assert not is_asynchronous(sessionmaker(create_engine("sqlite://")))
+assert not isinstance(object(), AsyncSession)
+print("imported")
+"""
+
+
+def test_greenlet_is_needed_for_asynchronous_sessions_only() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_GREENLET], capture_output=True, text=True, check=False)
+    assert done.stdout == "imported\n", done.stderr

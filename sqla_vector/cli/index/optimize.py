@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from sqla_vector.asynchrony import AsyncEngine
 from sqla_vector.cli.index.options import MetricOption
 from sqla_vector.cli.index.searched import ColumnArgument, Database, ModelsOption, searching
 from sqla_vector.cli.running import AppOption, JsonOption, TracebackOption, YesOption

@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from sqlalchemy import Column, Connection, Engine, Table
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, async_scoped_session, async_sessionmaker
 from sqlalchemy.orm import Mapper, configure_mappers, registry, scoped_session, sessionmaker
 
+from sqla_vector.asynchrony import AsyncEngine, async_scoped_session, async_sessionmaker
 from sqla_vector.cli.application import VARIABLE, called, named
 from sqla_vector.cli.failure import ExitCode, Failed, failure_of
 from sqla_vector.cli.output import Output
