@@ -46,6 +46,8 @@ def from_lists(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     probed = f"SELECT value FROM json_each({statements.probed(query, probes)})"
     inside = as_metadata(scope, index) if scope.filtered else []
     if inside is None:
+        if scope.criterion.many and index.has_text_key and _is_shallow(scope):
+            return exact_keys(scope, distance)
         return _through_where(scope, index, prefix, distance, statements.rows_of_lists(probed))
     # vec0 refuses NULL: any vector does, since the distance of the statement is NULL then and no row qualifies.
     stored = index.quantized(f"coalesce({query}, zeroblob({index.stored_bytes}))")
@@ -85,6 +87,11 @@ def from_lists(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     rows = keys_of(index, prefix, numbers)
     rows += f" UNION ALL SELECT * FROM ({exact_keys(scope, distance, only_if=' OR '.join(instead))})"
     return with_ctes(ctes, rows)
+
+
+def _is_shallow(scope: StatementScope) -> bool:
+    """Tell whether SQLite's parser refuses what is nested too deeply, as it does before 3.46."""
+    return getattr(scope.compiler.dialect.dbapi, "sqlite_version_info", (3, 46)) < (3, 46)
 
 
 def _up_to(index: Vec0Index) -> str:
