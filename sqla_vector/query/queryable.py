@@ -191,8 +191,10 @@ class Queryable:
         texts = {near: near.text for near in query.near if near.text is not None}
         how = {"session": session, "embedders": self._embedders}
         questions = {near: Question.of(self.attribute(near), text, **how) for near, text in texts.items()}  # type: ignore[arg-type]
-        blank = {near: [1.0] * question.embedder.dimensions for near, question in questions.items()}
-        self._statement(query, blank, questions)
+        if questions:
+            # What is wrong with the rest is told before any text is paid for.
+            blank = {near: [1.0] * question.embedder.dimensions for near, question in questions.items()}
+            self._statement(query, blank, questions)
         return questions
 
     def _statement(

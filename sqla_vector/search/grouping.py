@@ -28,9 +28,10 @@ from sqla_vector.ranked import (
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.boosts import expression_of
 from sqla_vector.search.hybrid import HybridComposer
-from sqla_vector.search.nearest import MAX_K, check_flag, criterion_of
+from sqla_vector.search.nearest import MAX_K, check_flag
 from sqla_vector.search.parts import select_keys
 from sqla_vector.search.stages import is_reranked, without
+from sqla_vector.search.statement import criterion_of
 
 __all__ = ["best_per_group"]
 

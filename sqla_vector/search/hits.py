@@ -14,11 +14,10 @@ from sqlalchemy.sql.elements import ColumnElement
 from sqla_vector.exc import InvalidStatement
 from sqla_vector.expression import Distance, vector_type_of
 from sqla_vector.ranked import RankedRows, ranked_rows_of
-from sqla_vector.search.nearest import criterion_of
 from sqla_vector.search.parts import Part, TextPart, VectorPart
 from sqla_vector.search.scoring import HitScorer, Reranker, arerank_hits, rerank_hits
 from sqla_vector.search.stages import RERANK_SCORE, distance_of, is_reranked, text_score_of
-from sqla_vector.search.text import text_match_of
+from sqla_vector.search.statement import criterion_of, text_match_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession

@@ -21,8 +21,9 @@ from sqla_vector.expression import DISTANCE_VALUE, vector_type_of
 from sqla_vector.fusion import RRF, Fusion, Weighted
 from sqla_vector.ranked import PLACE, Composer, RankedRows, key_name, ordered_by
 from sqla_vector.schema import check_whole_number
-from sqla_vector.search.nearest import MAX_K, check_statement
+from sqla_vector.search.nearest import MAX_K
 from sqla_vector.search.parts import Part, text_part, vector_part
+from sqla_vector.search.statement import check_statement
 
 __all__ = ["hybrid"]
 

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from sqlalchemy import Float, Integer, Select, bindparam, literal_column, or_, select, union_all
 from sqlalchemy.sql.elements import ColumnElement
-from sqlalchemy.sql.visitors import iterate
 
 from sqla_vector.exc import InvalidOption, InvalidStatement
 from sqla_vector.expression import Distance, NearestCriterion, VectorTypeEngine, operand, vector_type_of
@@ -26,13 +25,9 @@ from sqla_vector.schema import (
     check_whole_number,
     declared_metrics,
 )
+from sqla_vector.search.statement import check_statement
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["check_flag", "check_statement", "criterion_of", "nearest", "nearest_each", "nearest_to"]
-
-T = TypeVar("T")
+__all__ = ["check_flag", "nearest", "nearest_each", "nearest_to"]
 
 MAX_K = 1_000_000
 
@@ -93,7 +88,7 @@ def nearest(
         in one billion vectors: re-rank with source coding*, ICASSP 2011.
     """
     element, type_, found = _resolve(column, metric)
-    check_statement(stmt)
+    check_statement(stmt, "nearest")
     distance = Distance(found, type_.kind, element, operand(query, type_))
     options = _Options(exact, oversample, ef_search, probes, recall, _bound(found, type_, max_distance, min_similarity))
     criterion = options.criterion(distance, k)
@@ -141,7 +136,7 @@ def nearest_each(
         InvalidOption: no query or more than 500 (SQLite's limit), or as for :func:`nearest`.
     """
     element, type_, found = _resolve(column, metric)
-    check_statement(stmt)
+    check_statement(stmt, "nearest_each")
     check_whole_number(len(queries), "the number of queries", 1, 500)
     rows = [
         select(literal_column(str(number), Integer()).label("number"), operand(query, type_).label("vector"))
@@ -192,20 +187,6 @@ def nearest_to(column: Any, instance_or_pk: object, k: int = 10, **options: Any)
     return nearest(select(entity).where(or_(*others)), column, vector.scalar_subquery(), k, **options)
 
 
-def criterion_of(stmt: Select[Any]) -> NearestCriterion:
-    """Return the criterion that :func:`nearest` put into a statement.
-
-    Raises:
-        InvalidStatement: there is none.
-    """
-    whereclause = getattr(stmt, "whereclause", None)
-    if whereclause is not None:
-        for element in iterate(whereclause):
-            if isinstance(element, NearestCriterion):
-                return element
-    raise InvalidStatement("expected a statement made by nearest()")
-
-
 def _resolve(column: Any, metric: str | None) -> tuple[ColumnElement[Any], VectorTypeEngine, Metric]:
     element, type_ = vector_type_of(column)
     if metric is not None:
@@ -240,25 +221,6 @@ class _Options:
             bound=self.bound,
             many=many,
         )
-
-
-def check_statement(stmt: object, name: str = "nearest") -> None:
-    """Refuse what a search cannot extend.
-
-    Args:
-        stmt: the statement.
-        name: the function's, for messages.
-    """
-    if not isinstance(stmt, Select):
-        raise InvalidStatement(f"{name}() extends a select(), got {type(stmt).__name__}")
-    if stmt._limit_clause is not None or stmt._offset_clause is not None or stmt._fetch_clause is not None:
-        raise InvalidStatement(
-            f"the statement has LIMIT or OFFSET already; give k to {name}(), and call offset() after"
-        )
-    if stmt._order_by_clauses:
-        raise InvalidStatement(f"the statement has ORDER BY already; {name}() sorts its rows itself")
-    if any(isinstance(criterion, NearestCriterion) for criterion in stmt._where_criteria):
-        raise InvalidStatement("the statement was made by nearest() already")
 
 
 def _keys_of(element: ColumnElement[Any]) -> tuple[ColumnElement[Any], ...]:

@@ -20,10 +20,9 @@ from sqla_vector.ranked import ranked_rows_of
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.cursors import check_place, decode, digest, encode
 from sqla_vector.search.hits import Hit, HitReader
-from sqla_vector.search.nearest import criterion_of
 from sqla_vector.search.parts import TextPart, VectorPart
 from sqla_vector.search.stages import distance_of, is_reranked, text_score_of
-from sqla_vector.search.text import text_match_of
+from sqla_vector.search.statement import criterion_of, text_match_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession

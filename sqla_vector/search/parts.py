@@ -15,8 +15,9 @@ from sqla_vector.functions import similarity_from
 from sqla_vector.fusion import Kind, check_weight
 from sqla_vector.ranked import Template, key_name
 from sqla_vector.schema import check_identifier
-from sqla_vector.search.nearest import criterion_of, nearest
-from sqla_vector.search.text import match_text, text_match_of
+from sqla_vector.search.nearest import nearest
+from sqla_vector.search.statement import criterion_of, text_match_of
+from sqla_vector.search.text import match_text
 
 __all__ = ["Part", "TextPart", "VectorPart", "select_keys", "text_part", "vector_part"]
 

@@ -13,8 +13,8 @@ from sqla_vector.exc import InvalidStatement
 from sqla_vector.expression import Distance, NearestCriterion
 from sqla_vector.functions import similarity_of
 from sqla_vector.ranked import PLACE, Composer, RankedRows, Template, key_name, ranked_rows_of
-from sqla_vector.search.nearest import criterion_of
 from sqla_vector.search.parts import select_keys
+from sqla_vector.search.statement import criterion_of
 from sqla_vector.text_expression import TextScore
 
 __all__ = ["RERANK_SCORE", "Stage", "distance_of", "is_reranked", "score_of", "stage_of", "text_score_of", "without"]

@@ -12,16 +12,16 @@ from sqlalchemy import Index, Integer, Select, Table, bindparam, literal_column
 from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.selectable import Alias
-from sqlalchemy.sql.visitors import iterate
 
-from sqla_vector.exc import InvalidOption, InvalidStatement
+from sqla_vector.exc import InvalidOption
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.nearest import MAX_K
+from sqla_vector.search.statement import check_statement
 from sqla_vector.text_expression import Snippet, TextMatch, TextQuery, TextScore, TextSnippet
 from sqla_vector.text_index import TextIndexKey, is_text, text_indexes
 from sqla_vector.web_query import check_query
 
-__all__ = ["match_text", "text_match_of"]
+__all__ = ["match_text"]
 
 
 def match_text(
@@ -65,7 +65,7 @@ def match_text(
         PostgreSQL's manual, chapter 12.  Robertson and Zaragoza, *The Probabilistic Relevance Framework: BM25 and
         Beyond*, 2009.
     """
-    _check_statement(stmt)
+    check_statement(stmt, "match_text")
     check_whole_number(k, "k", 1, MAX_K)
     found, key, columns, keys = _resolve(entity, index)
     arguments = (found, _query(query, key.spec.language), columns, keys)
@@ -79,33 +79,6 @@ def match_text(
         result = result.where(ranked >= _check_score(min_score))
     # A literal, not a parameter: with it the server may keep one plan for all executions.
     return result.order_by(score.desc(), *keys).limit(literal_column(str(k), Integer()))
-
-
-def text_match_of(stmt: Select[Any]) -> TextMatch:
-    """Return the criterion that :func:`match_text` put into a statement.
-
-    Raises:
-        InvalidStatement: there is none.
-    """
-    whereclause = getattr(stmt, "whereclause", None)
-    if whereclause is not None:
-        for element in iterate(whereclause):
-            if isinstance(element, TextMatch):
-                return element
-    raise InvalidStatement("expected a statement made by match_text()")
-
-
-def _check_statement(stmt: object) -> None:
-    if not isinstance(stmt, Select):
-        raise InvalidStatement(f"match_text() extends a select(), got {type(stmt).__name__}")
-    if stmt._limit_clause is not None or stmt._offset_clause is not None or stmt._fetch_clause is not None:
-        raise InvalidStatement(
-            "the statement has LIMIT or OFFSET already; give k to match_text(), and call offset() after"
-        )
-    if stmt._order_by_clauses:
-        raise InvalidStatement("the statement has ORDER BY already; match_text() sorts by score")
-    if any(isinstance(criterion, TextMatch) for criterion in stmt._where_criteria):
-        raise InvalidStatement("the statement was made by match_text() already")
 
 
 def _query(query: object, language: str) -> ColumnElement[Any]:
