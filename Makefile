@@ -86,8 +86,9 @@ soak-lists: .venv/.installed-test  ## indexes in lists on SQLite: random writes 
 	.venv/bin/python -m pytest tests/search/test_lists_at_work.py $(PYTEST_ARGS)
 
 soak-migrations: export SQLA_VECTOR_TEST_MATRIX = full
-soak-migrations: .venv/.installed-test  ## every one of 49 models migrated into every other, on each database
-	.venv/bin/python $(PYTEST) tests/alembic/test_matrix.py $(PYTEST_ARGS)
+soak-migrations: export SQLA_VECTOR_TEST_MIGRATION_KILLS = all
+soak-migrations: .venv/.installed-test  ## each of 49 models migrated into every other, and migrations killed at each statement
+	.venv/bin/python $(PYTEST) $(addprefix tests/alembic/test_,matrix.py kill.py) $(PYTEST_ARGS)
 
 soak-search: export SQLA_VECTOR_TEST_HYBRID_CASES = 5000
 soak-search: .venv/.installed-test  ## 10,000 random hybrid searches against the reference

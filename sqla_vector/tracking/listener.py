@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table
-from sqlalchemy.orm import InstanceState, Mapper, Session, attributes
+from sqlalchemy.orm import Mapper, Session, attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE, instance_state
 
 from sqla_vector.embedding import Embedder, Model, embed, fingerprint
@@ -27,14 +27,13 @@ from sqla_vector.tracking.observe import Watch
 from sqla_vector.tracking.outbox import Operation, put
 from sqla_vector.tracking.plans import ColumnPlan, Plan, Plans, is_expression
 from sqla_vector.tracking.related import Dependant
+from sqla_vector.tracking.states import State, has_changed, identity, is_in_identity_map, key_before, key_of, set_value
 from sqla_vector.tracking.targets import Embedders, Key, Target
 from sqla_vector.tracking.texts import Write, mark, read, write
 
 __all__ = ["Listener"]
 
 _FLUSH: Final = "sqla_vector.flush"
-
-State = InstanceState[Any]
 
 
 @dataclass
@@ -68,7 +67,7 @@ class _Flush:
     def touches(self, state: State, names: Iterable[str]) -> bool:
         """Tell whether one of some attributes of a row was changed."""
         committed, expressions = state.committed_state, self.expressions.get(state, ())
-        return any((name in committed and _has_changed(state, name)) or name in expressions for name in names)
+        return any((name in committed and has_changed(state, name)) or name in expressions for name in names)
 
 
 @dataclass(slots=True)
@@ -134,7 +133,7 @@ class Listener:
     def _look_at_new(self, session: Session, flush: _Flush, wishes: list[_Wish], plan: Plan, state: State) -> None:
         values = state.dict
         # A row that is deleted and added in one flush is updated, and keeps what the new object does not have.
-        is_switched = bool(plan.columns and len(session.identity_map)) and _is_in_identity_map(session, state)
+        is_switched = bool(plan.columns and len(session.identity_map)) and is_in_identity_map(session, state)
         for column in plan.columns:
             is_known = not is_switched and column.knows(values, is_new=True)
             if values.get(column.key) is not None:
@@ -152,9 +151,9 @@ class Listener:
         if expressions:
             flush.expressions[state] = expressions
         for column in plan.columns:
-            vector_set = column.key in committed and _has_changed(state, column.key)
-            fingerprint_set = column.fingerprint_key in committed and _has_changed(state, column.fingerprint_key)
-            changed = {name for name in column.watched if name in committed and _has_changed(state, name)}
+            vector_set = column.key in committed and has_changed(state, column.key)
+            fingerprint_set = column.fingerprint_key in committed and has_changed(state, column.fingerprint_key)
+            changed = {name for name in column.watched if name in committed and has_changed(state, name)}
             is_known = column.knows(values, is_new=False)
             # Somebody else may have changed the rest of the text since it was read, unless versions are counted.
             is_whole = changed.issuperset(column.sources) or state.mapper.version_id_col is not None
@@ -185,7 +184,7 @@ class Listener:
         if given is None and not is_known:
             flush.by_hand.setdefault(column, []).append(state)
         elif wanted is not None and given in (None, wanted):
-            _set(state, column.fingerprint_key, wanted)
+            set_value(state, column.fingerprint_key, wanted)
             flush.current.add((state, column.key))
         elif column.at_flush and not (is_known and self._wish(flush, wishes, column, state, is_new=is_new, again=True)):
             flush.late.setdefault(column, []).append(state)
@@ -207,7 +206,7 @@ class Listener:
         if text is None:
             for name in (column.key, column.fingerprint_key):
                 if not is_new or values.get(name) is not None:
-                    _set(state, name, None)
+                    set_value(state, name, None)
             return is_new or stored is not None
         wanted = flush.mark_of(column, text)
         if is_new or again or (column.fingerprint_key in values and stored != wanted):
@@ -258,8 +257,8 @@ class Listener:
                     values = wish.state.dict
                     values[wish.plan.key], values[wish.plan.fingerprint_key] = vector, mark
                 else:
-                    _set(wish.state, wish.plan.key, vector)
-                    _set(wish.state, wish.plan.fingerprint_key, mark)
+                    set_value(wish.state, wish.plan.key, vector)
+                    set_value(wish.state, wish.plan.fingerprint_key, mark)
 
     def _embedded(self, embedder: Embedder, texts: list[str]) -> NDArray[Any]:
         if not texts:
@@ -293,7 +292,7 @@ class Listener:
                 continue
             if not is_deleted:
                 for target in _to_be_noted(flush, plan, state):
-                    entries[target, _key_of(target, state)] = "upsert"
+                    entries[target, key_of(target, state)] = "upsert"
                 for column in plan.at_flush:
                     if column.references and flush.touches(state, column.references):
                         flush.late.setdefault(column, []).append(state)
@@ -301,14 +300,14 @@ class Listener:
                 if is_deleted or state.key is None or flush.touches(state, derived.watched):
                     made.setdefault(derived, []).append(state)
                     if derived.is_related and not is_deleted:
-                        entries[derived.target, _key_of(derived.target, state)] = "upsert"
+                        entries[derived.target, key_of(derived.target, state)] = "upsert"
             for mirror in plan.mirrors:
                 entries.update(_copies(flush, mirror, state, is_deleted))
             for dependant in plan.dependants:
                 if is_deleted or state.key is None or flush.touches(state, dependant.names):
-                    others.setdefault(dependant, set()).add(_identity(state))
+                    others.setdefault(dependant, set()).add(identity(state))
         for target, states in flush.deferred.items():
-            entries.update(dict.fromkeys(((target, _key_of(target, state)) for state in states), "upsert"))
+            entries.update(dict.fromkeys(((target, key_of(target, state)) for state in states), "upsert"))
         for dependant, keys in others.items():
             found = dependant.keys_of(_connection(session, dependant.target), sorted(keys, key=repr))
             for key in sorted(found, key=repr):
@@ -324,8 +323,8 @@ class Listener:
     def _bring_into_step(self, session: Session, flush: _Flush, derived: Derived, states: Sequence[State]) -> None:
         """Write the rows that are made of the texts of rows, with their vectors unless a worker makes them."""
         connection = _connection(session, derived.target)
-        keys = {_key_of(derived.target, state) for state in states}
-        keys |= {key for state in states if (key := _key_before(derived.target, state)) is not None}
+        keys = {key_of(derived.target, state) for state in states}
+        keys |= {key for state in states if (key := key_before(derived.target, state)) is not None}
         difference = derived.compare(connection, sorted(keys, key=repr))
         for error in difference.errors.values():
             raise InvalidText(f"{derived}: {error}")
@@ -364,7 +363,7 @@ class Listener:
         """Embed the rows whose text is not the one that their vector is of, now that the database has them."""
         target, column = plan.target, plan.column
         model = embedders.model(column)
-        by_key = {_key_of(target, state): state for state in late}
+        by_key = {key_of(target, state): state for state in late}
         connection = _connection(session, target)
         keys = list(by_key)
         for start in range(0, len(keys), 1000):
@@ -416,9 +415,9 @@ def _copies(
     """Yield what becomes of the copies of an object, written just now."""
     target = mirror.target
     if is_deleted or state.key is None or flush.touches(state, mirror.watched):
-        key = _key_of(target, state)
+        key = key_of(target, state)
         yield (target, key), "delete" if is_deleted else "upsert"
-        before = _key_before(target, state)
+        before = key_before(target, state)
         if before not in (None, key):
             yield (target, before), "delete"
 
@@ -429,44 +428,3 @@ def _connection(session: Session, target: Target) -> Connection:
 
 def _connection_to(session: Session, mapper: Mapper[Any]) -> Connection:
     return session.connection(bind_arguments={"mapper": mapper})
-
-
-def _is_in_identity_map(session: Session, state: State) -> bool:
-    """Tell whether the session has an object with the primary key of a new one."""
-    values, mapper = state.dict, state.mapper
-    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-    if any(values.get(name) is None for name in names):
-        return False
-    return mapper.identity_key_from_primary_key(tuple(values[name] for name in names)) in session.identity_map
-
-
-def _key_of(target: Target, state: State) -> Key:
-    """Return the key of an object's row, as it is after the statement."""
-    values = state.dict
-    if state.key is None or all(name in values for name in target.key_names):
-        return tuple(values[name] for name in target.key_names)
-    # Expired, and written without being read.
-    before = _key_before(target, state)
-    assert before is not None
-    return before
-
-
-def _key_before(target: Target, state: State) -> Key | None:
-    """Return the key that an object's row had before the statement, None if it is new."""
-    return None if state.key is None else target.key_of(state.mapper, state.key[1])
-
-
-def _identity(state: State) -> Key:
-    values, mapper = state.dict, state.mapper
-    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
-    if state.key is None or all(name in values for name in names):
-        return tuple(values[name] for name in names)
-    return tuple(state.key[1])
-
-
-def _has_changed(state: State, name: str) -> bool:
-    return bool(state.get_history(name, PASSIVE_NO_INITIALIZE).has_changes())
-
-
-def _set(state: State, name: str, value: Any) -> None:
-    attributes.set_attribute(state.obj(), name, value)

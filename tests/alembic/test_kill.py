@@ -1,12 +1,14 @@
 """A migration is killed at each of its statements, and run again: as if it had never been interrupted.
 
-Every test runs its migration once undisturbed, on a copy of the database, and then once for every point at which it
-can be killed (:class:`tests.support.killing.Counter`), each on a fresh copy.
+Every test runs its migration once undisturbed, on a copy of the database, and then for points at which it can be killed
+(:class:`tests.support.killing.Counter`), each on a fresh copy: for up to eight of them all over it, for each one with
+SQLA_VECTOR_TEST_MIGRATION_KILLS=all.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from tests.support.migrations import Project
 
 BOTH = pytest.mark.backends("psycopg", "pysqlite3")
 POSTGRESQL = pytest.mark.backends("psycopg")
+POINTS = 8
 
 Copies = Callable[[], Any]
 
@@ -106,6 +109,14 @@ def _sqlite(connection: Connection) -> dict[str, Any]:
     return found
 
 
+def chosen(points: int) -> list[int]:
+    """Return the points at which a migration is killed: the first and the last, and others between them."""
+    every = range(1, points + 1)
+    if points <= POINTS or os.environ.get("SQLA_VECTOR_TEST_MIGRATION_KILLS") == "all":
+        return list(every)
+    return sorted({every[round(number * (points - 1) / (POINTS - 1))] for number in range(POINTS)})
+
+
 def assert_survives(project: Project, copies: Copies, direction: str, revision: str, when: str = "before") -> None:
     """Kill a command at each of its points, run it again, and compare with an undisturbed run."""
     project.backend.close()
@@ -115,7 +126,7 @@ def assert_survives(project: Project, copies: Copies, direction: str, revision: 
             assert undisturbed.keys() == {"points"}, undisturbed
             expected = snapshot(url)
         assert undisturbed["points"] > (0 if when == "sent" else 1)
-        for point in range(1, undisturbed["points"] + 1):
+        for point in chosen(undisturbed["points"]):
             with copies() as url:
                 assert_survives_at(process, url, direction, revision, point, when, expected)
 

@@ -24,7 +24,7 @@ from sqla_vector.dialects.sqlite.fts5 import (
     fts5_indexes,
     is_there,
 )
-from sqla_vector.dialects.sqlite.fts5_reflection import known_fts5_tables
+from sqla_vector.dialects.sqlite.fts5_reflection import FTS5_TABLE
 from sqla_vector.dialects.sqlite.index import (
     LIST,
     creatable,
@@ -35,6 +35,7 @@ from sqla_vector.dialects.sqlite.index import (
 from sqla_vector.dialects.sqlite.inspection import get_indexes, get_table_names, get_view_names, has_index
 from sqla_vector.dialects.sqlite.ivf import note_created
 from sqla_vector.dialects.sqlite.nulls import VectorSQLCompiler
+from sqla_vector.dialects.sqlite.reflection import VEC0_TABLE
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
 from sqla_vector.dialects.sqlite.tuned import read_tuned
 from sqla_vector.exc import IndexNotUsable
@@ -260,23 +261,26 @@ def _after_rollback(dialect: Any, dbapi_connection: Any) -> None:
 def refresh_vec0_tables(dialect: Dialect, execute: Any) -> None:
     """Learn which vec0 and FTS5 tables exist; ``execute`` runs SQL on a raw connection and returns its rows."""
     quote = dialect.identifier_preparer.quote_schema
-    settings_of(dialect).fts5_tables = known_fts5_tables(quote, execute)
-    found, in_lists = set(), set()
+    vec0, in_lists, fts5 = set(), set(), set()
     for (schema,) in execute("SELECT name FROM pragma_database_list"):
         rows = execute(
-            f"SELECT name, sql FROM {quote(schema)}.sqlite_master "
-            "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'"
+            f"SELECT name, sql, sql LIKE '{VEC0_TABLE}' FROM {quote(schema)}.sqlite_master "
+            f"WHERE type = 'table' AND (sql LIKE '{VEC0_TABLE}' OR sql LIKE '{FTS5_TABLE}')"
         )
-        for name, sql in rows:
+        for name, sql, is_vec0 in rows:
             place = (None if schema == "main" else schema, name)
-            found.add(place)
+            if not is_vec0:
+                fts5.add(place)
+                continue
+            vec0.add(place)
             if f" {LIST} integer partition key" in sql:
                 in_lists.add(place)
     settings = settings_of(dialect)
-    if (found, in_lists) != (settings.vec0_tables, settings.list_tables):
-        settings.vec0_tables, settings.list_tables = found, in_lists
+    settings.fts5_tables = fts5
+    if (vec0, in_lists) != (settings.vec0_tables, settings.list_tables):
+        settings.vec0_tables, settings.list_tables = vec0, in_lists
         settings.forget_compiled()
-    read_tuned(dialect, execute, found)
+    read_tuned(dialect, execute, vec0)
 
 
 def _mixed(mixin: type[Any], inner: Any) -> type[Any]:

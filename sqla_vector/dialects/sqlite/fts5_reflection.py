@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy.engine import Connection
 
@@ -13,7 +12,10 @@ from sqla_vector.dialects.sqlite.fts5 import KEYS, LABEL, REPLACED, SOURCE, TRIG
 from sqla_vector.dialects.sqlite.reflection import master
 from sqla_vector.text_index import TextIndexSpec, weights_of_labels
 
-__all__ = ["ReflectedFts5", "find_fts5_tables", "fts5_names", "known_fts5_tables", "reflect_fts5"]
+__all__ = ["FTS5_TABLE", "ReflectedFts5", "find_fts5_tables", "fts5_names", "reflect_fts5"]
+
+FTS5_TABLE: Final = "CREATE VIRTUAL TABLE%USING fts5(%"
+"""What the SQL of an FTS5 table is LIKE."""
 
 _SHADOWS: Final = ("", "_data", "_idx", "_content", "_docsize", "_config", REPLACED, KEYS, SOURCE)
 _COMMENT: Final = re.compile(rf"/\* {LABEL}: ([\w.$]+) ([A-D]+) \*/")
@@ -36,7 +38,7 @@ def find_fts5_tables(connection: Connection, schema: str | None = None) -> dict[
     at = master(connection, schema)
     rows = connection.exec_driver_sql(
         f"SELECT fts5.name, fts5.sql FROM {at} AS fts5 JOIN {at} AS source ON source.name = fts5.name || '{SOURCE}' "
-        "WHERE fts5.type = 'table' AND fts5.sql LIKE 'CREATE VIRTUAL TABLE%USING fts5(%' "
+        f"WHERE fts5.type = 'table' AND fts5.sql LIKE '{FTS5_TABLE}' "
         f"AND source.type = 'view' AND source.sql LIKE '%/* {LABEL}: %'"
     )
     return {row.name: row.sql for row in rows}
@@ -45,18 +47,6 @@ def find_fts5_tables(connection: Connection, schema: str | None = None) -> dict[
 def fts5_names(connection: Connection, schema: str | None = None) -> set[str]:
     """Return the names of all tables and views that text indexes made."""
     return {f"{name}{part}" for name in find_fts5_tables(connection, schema) for part in _SHADOWS}
-
-
-def known_fts5_tables(quote: Callable[[str], str], execute: Any) -> set[tuple[str | None, str]]:
-    """Return schema and name of all FTS5 tables that a connection sees; ``execute`` runs SQL and returns its rows."""
-    found = set()
-    for (schema,) in execute("SELECT name FROM pragma_database_list"):
-        rows = execute(
-            f"SELECT name FROM {quote(schema)}.sqlite_master "
-            "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING fts5(%'"
-        )
-        found |= {(None if schema == "main" else schema, row[0]) for row in rows}
-    return found
 
 
 def reflect_fts5(connection: Connection, schema: str | None = None) -> list[ReflectedFts5]:

@@ -15,7 +15,10 @@ from sqla_vector.metrics import METRICS
 from sqla_vector.schema import IndexSpec
 from sqla_vector.types import BitVector, Vector
 
-__all__ = ["ReflectedVec0", "find_vec0_tables", "reflect_vec0"]
+__all__ = ["VEC0_TABLE", "ReflectedVec0", "find_vec0_tables", "reflect_vec0"]
+
+VEC0_TABLE: Final = "CREATE VIRTUAL TABLE%USING vec0(%"
+"""What the SQL of a vec0 table is LIKE."""
 
 _ARGUMENTS: Final = re.compile(r"USING vec0\((.*)\)\s*\Z", re.IGNORECASE | re.DOTALL)
 _VECTOR: Final = re.compile(r"\w+ (float|int8|bit)\[(\d+)\](?: distance_metric=(\w+))?\Z")
@@ -55,8 +58,7 @@ def master(connection: Connection, schema: str | None) -> str:
 def find_vec0_tables(connection: Connection, schema: str | None = None) -> dict[str, str]:
     """Return name and SQL of the vec0 tables."""
     rows = connection.exec_driver_sql(
-        f"SELECT name, sql FROM {master(connection, schema)} "
-        "WHERE type = 'table' AND sql LIKE 'CREATE VIRTUAL TABLE%USING vec0(%'"
+        f"SELECT name, sql FROM {master(connection, schema)} WHERE type = 'table' AND sql LIKE '{VEC0_TABLE}'"
     )
     return {row.name: row.sql for row in rows}
 
