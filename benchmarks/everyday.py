@@ -93,19 +93,20 @@ def figures(run: Run, database: str, connected: Engine, entry: type[Any], settin
 def measure(run: Run) -> Iterator[Figure]:
     """Measure through objects and sessions, with an index of the vectors and one of the texts."""
     settings = "SET LOCAL maintenance_work_mem = '1GB'"
-    with engine(run) as connected:
-        entry = entry_with(method="hnsw")
-        entry.metadata.create_all(connected)
-        try:
-            yield from figures(run, "PostgreSQL", connected, entry, settings)
-        finally:
-            entry.metadata.drop_all(connected)
+    for method in ("hnsw", "ivfflat"):
+        with engine(run) as connected:
+            entry = entry_with(method=method)
+            entry.metadata.create_all(connected)
+            try:
+                yield from figures(run, f"PostgreSQL, {method}", connected, entry, settings)
+            finally:
+                entry.metadata.drop_all(connected)
     with run.directory() as directory:
         connected = create_engine(f"sqlite:///{directory / 'everyday.db'}", plugins=["sqla_vector"])
         event.listen(connected, "connect", lambda connection, _: connection.execute("PRAGMA journal_mode = WAL"))
         entry = entry_with(method="ivfflat")
         entry.metadata.create_all(connected)
         try:
-            yield from figures(run, "SQLite, in lists", connected, entry, None)
+            yield from figures(run, "SQLite, ivfflat", connected, entry, None)
         finally:
             connected.dispose()

@@ -15,6 +15,8 @@ from typing import Any
 from sqlalchemy import URL, create_engine, text
 
 DIM = 384
+SETTINGS = "shared_buffers = '1GB'\n"
+"""Of a server of our own: PostgreSQL's default has no room for an index of 100,000 vectors."""
 QUERIES = 200
 """How many different query vectors a latency figure goes through."""
 
@@ -204,7 +206,7 @@ class Run:
         if self._database is None:
             from tests.support.postgresql import running_server
 
-            server = self._stack.enter_context(running_server())
+            server = self._stack.enter_context(running_server(SETTINGS))
             self._database = self._stack.enter_context(server.database())
         return self._database
 

