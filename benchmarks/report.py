@@ -66,8 +66,8 @@ REMARKS = {
     "Everyday": (
         "Through objects and sessions, with an index of the vectors and one of the texts. PostgreSQL has "
         "`shared_buffers` of 1 GB here, room for the index. Of what a hundred rows take under hnsw nearly all is their "
-        "places in its graph: without that index they are stored in 5 ms, and with the default of 128 MB it takes twice "
-        "as long.\n"
+        "places in its graph: without that index they are stored in 5 ms, and with the default of 128 MB it takes "
+        "twice as long.\n"
     ),
     "Costs": "Importing is measured in new processes that have imported SQLAlchemy and NumPy, but no ORM.\n",
 }
