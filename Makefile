@@ -12,9 +12,11 @@ WORKERS ?= logical
 # Further arguments for pytest, such as PYTEST_ARGS="-x -k nearest".
 PYTEST_ARGS ?=
 # The suites that run again under another SQLAlchemy or another sqlite3.  What happens to tables and rows (WORK) is tested
-# on psycopg and aiosqlite in test-main, on asyncpg and pysqlite3 in test-sa20, on sqlite3 in test-stdlib-sqlite.
+# on psycopg and aiosqlite in test-main, each test on asyncpg or pysqlite3 in test-sa20, and what speaks to the database
+# in SQL of its own (DIALECT) on sqlite3 in test-stdlib-sqlite.
 SUITES = $(wildcard tests/unit tests/conformance)
 WORK = $(wildcard $(addprefix tests/,search tuning query alembic migrations embedding tracking chunking cli))
+DIALECT = $(wildcard $(addprefix tests/,search tuning query alembic tracking))
 # Kills, faults and random programs run once.
 AGAIN = -m "not long"
 # The question `make demo` answers; taken as it is, since a question may contain a $.
@@ -45,17 +47,17 @@ test-main: .venv/.installed-test  ## all tests on SQLAlchemy 2.1, with coverage
 	.venv/bin/python tools/check_coverage.py coverage.json --lines 95 --branches 90
 
 test-sa20: .venv-sa20/.installed-test  ## all but Elasticsearch on SQLAlchemy 2.0, oldest Alembic, a driver of each kind
-	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(WORK) $(AGAIN) $(addprefix --backend=,asyncpg pysqlite3) $(PYTEST_ARGS)
+	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(WORK) $(AGAIN) $(addprefix --backend=,asyncpg pysqlite3) --spread $(PYTEST_ARGS)
 
 test-elasticsearch8: .venv-es8/.installed-test  ## Elasticsearch's tests with client and server of version 8.19
-	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) $(PYTEST_ARGS)
+	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) --spread $(PYTEST_ARGS)
 
 test-stdlib-sqlite:  ## the SQLite suite on a Python whose own sqlite3 can load extensions
 	@python="$$(tools/find_stdlib_python)"; status=$$?; \
 	if [ $$status -eq 0 ]; then \
 	  $(MAKE) --no-print-directory .venv-stdlib/.installed-test STDLIB_PYTHON="$$python" && \
 	  .venv-stdlib/bin/python $(PYTEST) $(SUITES) $(AGAIN) --backend sqlite_stdlib --backend aiosqlite $(PYTEST_ARGS) && \
-	  .venv-stdlib/bin/python $(PYTEST) $(WORK) $(AGAIN) --backend sqlite_stdlib $(PYTEST_ARGS); \
+	  .venv-stdlib/bin/python $(PYTEST) $(DIALECT) $(AGAIN) --backend sqlite_stdlib $(PYTEST_ARGS); \
 	elif [ -z "$$CI" ]; then echo "test-stdlib-sqlite skipped."; \
 	else exit $$status; fi
 

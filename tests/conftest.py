@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=[],
         metavar="NAME",
         help="run the tests that need a backend on this one only; may be given several times: " + ", ".join(NAMES),
+    )
+    parser.addoption(
+        "--spread",
+        action="store_true",
+        help="run a test of what happens to tables and rows on one of its backends, chosen by its name",
     )
 
 
@@ -86,7 +92,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # Those not asked for are deselected later: a test without parameters would count as skipped.
     candidates = kinds(list(NAMES))
     markers = list(metafunc.definition.iter_markers("backends"))
-    room = Path(metafunc.definition.path).relative_to(Path(__file__).parent).parts[0]
+    room = _room_of(metafunc.definition)
     if room in WORK and not any(marker.args for marker in markers):
         candidates = kinds(list(ONE_OF_EACH))
     for marker in markers:
@@ -116,9 +122,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"the name of a test has an address in it: {addresses[0]}; give ids=")
     chosen = {kind.name for kind in kinds(config.getoption("--backend"))}
     deselected = [item for item in items if _kind_of(item) not in {None, *chosen}]
+    if config.getoption("--spread"):
+        deselected += _spread([item for item in items if _kind_of(item) in chosen and _room_of(item) in WORK])
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
+
+
+def _spread(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Return all but one backend of each test."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        name, _, ids = item.nodeid.partition("[")
+        others = [part for part in ids.removesuffix("]").split("-") if part != _kind_of(item)]
+        tests.setdefault(f"{name}[{'-'.join(others)}]", []).append(item)
+    left = []
+    for name, same in tests.items():
+        same.pop(zlib.crc32(name.encode()) % len(same))
+        left += same
+    return left
+
+
+def _room_of(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).parts[0]
 
 
 def _kind_of(item: pytest.Item) -> str | None:

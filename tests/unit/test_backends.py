@@ -10,10 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
+import psycopg
 import pytest
 from sqlalchemy import (
+    URL,
     Column,
     Connection,
     Integer,
@@ -148,9 +151,55 @@ def test_a_server_ends_with_the_process_that_started_it_even_when_killed() -> No
     assert not data.exists()
 
 
-def test_a_database_is_dropped_at_the_end(postgresql_server: postgresql.PostgreSQLServer) -> None:
-    with postgresql_server.database() as url:
+LEFT_BEHIND = {
+    "tables, types and functions": (
+        "CREATE TABLE item (id serial PRIMARY KEY)",
+        "CREATE TYPE mood AS ENUM ('good')",
+        "CREATE FUNCTION one() RETURNS int LANGUAGE sql RETURN 1",
+    ),
+    "schemas": ("CREATE SCHEMA other", "CREATE TABLE other.item (id int)", "DROP SCHEMA public"),
+    "the extension": ("CREATE SCHEMA other", "CREATE EXTENSION vector SCHEMA other"),
+    "a temporary table": ("CREATE TEMPORARY TABLE item (id int)",),
+    "a setting": ("ALTER DATABASE {name} SET enable_seqscan = off",),
+    "a publication": ("CREATE PUBLICATION everything",),
+    "a large object": ("SELECT lo_create(0)",),
+}
+
+
+@pytest.mark.parametrize("statements", LEFT_BEHIND.values(), ids=LEFT_BEHIND.keys())
+def test_the_next_database_is_as_a_new_one(
+    postgresql_server: postgresql.PostgreSQLServer, statements: tuple[str, ...]
+) -> None:
+    opened = []
+
+    def run(url: URL, *statements: str) -> list[Any]:
+        connection = psycopg.connect(url.render_as_string(hide_password=False), autocommit=True)
+        opened.append(connection)  # and left open while the database is emptied
+        done = [connection.execute(statement.format(name=url.database)) for statement in statements]
+        return [result.fetchall() for result in done if result.description]
+
+    dumped = (
+        "SELECT current_setting('enable_seqscan'), (SELECT count(*) FROM pg_class WHERE"
+        " relnamespace::regnamespace::text !~ 'temp'), (SELECT count(*) FROM pg_proc), (SELECT count(*) FROM pg_type),"
+        " (SELECT count(*) FROM pg_largeobject_metadata), (SELECT count(*) FROM pg_publication),"
+        " (SELECT array_agg((nspname, nspacl, nspowner::regrole, obj_description(oid))::text ORDER BY nspname)"
+        " FROM pg_namespace WHERE nspname !~ '^pg_.*temp'), (SELECT array_agg(extname) FROM pg_extension)"
+    )
+    with postgresql_server.database() as url, postgresql_server.database() as other:
+        assert url != other
+        expected = run(other, dumped)
+        run(url, *statements)
+    with postgresql_server.database() as url, postgresql_server.database() as other:
+        assert [run(again, dumped) for again in (url, other)] == [expected, expected]
+    for connection in opened:
+        connection.close()
+
+
+def test_databases_are_dropped_with_the_server(postgresql_server: postgresql.PostgreSQLServer) -> None:
+    server = postgresql.PostgreSQLServer(postgresql_server.url)
+    with server.database() as url:
         name = url.database
+    server.close()
     engine = create_engine(postgresql_server.url.set(drivername="postgresql+psycopg"))
     with engine.connect() as connection:
         names = connection.scalars(text("SELECT datname FROM pg_database")).all()
