@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, delete, insert, inspect, select, update
-from sqlalchemy.orm import Mapper, Session, configure_mappers
+from sqlalchemy.orm import Mapper, Session
 
 from sqla_vector.chunking.splitting import Chunk, Splitter, chunks_of
 from sqla_vector.embedding import EmbeddedColumn, SourceText
@@ -21,7 +21,7 @@ from sqla_vector.exc import InvalidText
 from sqla_vector.tracking.derived import Difference
 from sqla_vector.tracking.mirrors import note_written
 from sqla_vector.tracking.related import Dependant, dependants_of, has_relations, keys_in, lock_related, own_names
-from sqla_vector.tracking.targets import Key, Target, targets_of
+from sqla_vector.tracking.targets import Key, Target, complete_mapper, targets_of
 from sqla_vector.tracking.texts import RowState, read
 from sqla_vector.types import support_of
 
@@ -125,9 +125,7 @@ class Chunking:
     @cached_property
     def mapper(self) -> Mapper[Any]:
         """The class that has the texts, complete."""
-        configure_mappers()
-        found: Mapper[Any] = inspect(self.class_)
-        return found
+        return complete_mapper(self.class_)
 
     @cached_property
     def target(self) -> Target:

@@ -14,14 +14,14 @@ from typing import Any, Final
 from weakref import WeakSet
 
 from sqlalchemy import Column, Connection, Table, inspect
-from sqlalchemy.orm import ColumnProperty, Mapper, configure_mappers, registry
+from sqlalchemy.orm import ColumnProperty, Mapper, registry
 
 from sqla_vector.embedding.declaration import Dependency, follow, no_column
 from sqla_vector.exc import InvalidDeclaration, InvalidOption
 from sqla_vector.schema import check_identifier
 from sqla_vector.tracking.outbox import check_outbox, put
 from sqla_vector.tracking.related import Dependant, dependants_of, own_names
-from sqla_vector.tracking.targets import Key, Models, Target
+from sqla_vector.tracking.targets import Key, Models, Target, complete_mapper
 
 __all__ = ["Mirror", "declare_mirror", "is_among", "mirrors", "note_written"]
 
@@ -50,9 +50,7 @@ class Mirror:
     @cached_property
     def mapper(self) -> Mapper[Any]:
         """The class, complete."""
-        configure_mappers()
-        found: Mapper[Any] = inspect(self.class_)
-        return found
+        return complete_mapper(self.class_)
 
     @cached_property
     def target(self) -> Target:

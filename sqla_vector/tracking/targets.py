@@ -21,7 +21,17 @@ from sqla_vector.tracking.outbox import CHANNEL
 from sqla_vector.tracking.versions import Connect, Versions
 from sqla_vector.types import VectorType
 
-__all__ = ["Embedders", "GivenEmbedders", "Key", "Models", "Target", "has_row_of", "target_of", "targets_of"]
+__all__ = [
+    "Embedders",
+    "GivenEmbedders",
+    "Key",
+    "Models",
+    "Target",
+    "complete_mapper",
+    "has_row_of",
+    "target_of",
+    "targets_of",
+]
 
 GivenEmbedders = Mapping[str, Embedder | Model | Versions]
 """The embedders of a program by the names that models call them."""
@@ -194,6 +204,13 @@ def _mappers(models: Models | None) -> set[Mapper[Any]]:
         if listed and all(isinstance(model, type) for model in listed):
             return set().union(*(_mappers(model) for model in listed))
     raise InvalidOption(f"models= is a declarative base, a registry or mapped classes, got {models!r}")
+
+
+def complete_mapper(class_: type[Any]) -> Mapper[Any]:
+    """Return the mapper of a class, with all that its relationships add."""
+    configure_mappers()
+    found: Mapper[Any] = inspect(class_)
+    return found
 
 
 def has_row_of(mapper: Mapper[Any], other: Mapper[Any]) -> bool:

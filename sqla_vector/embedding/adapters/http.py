@@ -21,7 +21,7 @@ from sqla_vector.embedding.embedder import checked, model_of
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, ExtensionMissing, InvalidOption
 from sqla_vector.schema import check_whole_number
 
-__all__ = ["HttpClient", "HttpEmbedder", "batches", "estimate_tokens"]
+__all__ = ["HttpClient", "HttpEmbedder", "HttpModel", "batches", "estimate_tokens"]
 
 logger = logging.getLogger("sqla_vector.embedding")
 
@@ -186,8 +186,30 @@ def _shown(content: bytes) -> str:
     return repr(content.decode(errors="replace")[:_SHOWN])
 
 
-class HttpEmbedder:
-    """Base of the embedders over HTTP: the model, the budgets, and the connections, which are closed at the end.
+class HttpModel:
+    """Base of what a server computes: a context manager that closes the connections at its end."""
+
+    name: str
+    _client: HttpClient
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, base_url={self._client.base_url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+class HttpEmbedder(HttpModel):
+    """Base of the embedders over HTTP: the model and the budgets.
 
     Args:
         model: the model's name.
@@ -221,21 +243,6 @@ class HttpEmbedder:
         self._max_texts = check_whole_number(max_texts, "max_texts", 1, 10_000)
         self._max_tokens = None if max_tokens is None else check_whole_number(max_tokens, "max_tokens", 1, 10**9)
         self._count_tokens = count_tokens
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, base_url={self._client.base_url!r})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     def embed(self, texts: list[str]) -> NDArray[np.float32]:
         """Return the vectors of texts, float32 of shape (len(texts), dimensions).

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
-from sqla_vector.embedding.adapters.http import HttpClient
+from sqla_vector.embedding.adapters.http import HttpClient, HttpModel
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption, RerankerError, RerankerUnavailable
 from sqla_vector.schema import check_whole_number
 
@@ -16,7 +15,7 @@ _BYTES_PER_RESULT: Final = 400
 """What one result may take in an answer beside its text, which some servers send back."""
 
 
-class HttpReranker:
+class HttpReranker(HttpModel):
     """A reranker over ``POST <base_url>/<path>``, for :func:`sqla_vector.search`.
 
     Args:
@@ -54,21 +53,6 @@ class HttpReranker:
         self._path = path.strip("/")
         self._max_texts = check_whole_number(max_texts, "max_texts", 1, 10_000)
         self._client = HttpClient(base_url, api_key=api_key, timeout=timeout, attempts=attempts, max_wait=max_wait)
-
-    def __repr__(self) -> str:
-        return f"HttpReranker({self.name!r}, base_url={self._client.base_url!r})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, type_: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     def score(self, query: str, texts: list[str]) -> list[float]:
         """Return a score for each text, larger is better.
