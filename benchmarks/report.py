@@ -205,19 +205,20 @@ def _plot_ratios(figures: list[dict[str, Any]], path: Path) -> None:
         return float(value) / ratio if kind == "at most" else ratio / float(value)
 
     leads = [lead(figure) for figure in shown]
-    plot, axes = plt.subplots(figsize=(9, 0.34 * len(shown) + 1.2), layout="constrained")
+    names = [" / ".join(filter(None, (figure["what"], figure["against"]))) for figure in shown]
+    plot, axes = plt.subplots(figsize=(10, 0.34 * len(shown) + 1.2), layout="constrained")
     axes.barh(
         range(len(shown)),
         [lead - 1 for lead in leads],
         left=1,
         color=["#3f7fbf" if figure["met"] else "#c44e52" for figure in shown],
     )
-    axes.set_yticks(range(len(shown)), [f"{f['what']} / {f['against']}" for f in shown], fontsize=7)
+    axes.set_yticks(range(len(shown)), names, fontsize=7)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("better than the floor by this factor (right of 1: met)")
+    axes.set_xlabel("times as good as the floor")
     plot.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(plot)
 
