@@ -12,11 +12,11 @@ WORKERS ?= logical
 # Further arguments for pytest, such as PYTEST_ARGS="-x -k nearest".
 PYTEST_ARGS ?=
 # The suites that run again under another SQLAlchemy or another sqlite3.  What happens to tables and rows (WORK) is tested
-# on psycopg and aiosqlite in test-main, each test on asyncpg or pysqlite3 in test-sa20, and what speaks to the database
-# in SQL of its own (DIALECT) on sqlite3 in test-stdlib-sqlite.
+# on one database in test-main and on the other in test-sa20, each test; what speaks to the database in SQL of its own
+# (DIALECT) on sqlite3 in test-stdlib-sqlite too.
 SUITES = $(wildcard tests/unit tests/conformance)
 WORK = $(wildcard $(addprefix tests/,search tuning query alembic migrations embedding tracking chunking cli))
-DIALECT = $(wildcard $(addprefix tests/,search tuning query alembic tracking))
+DIALECT = $(wildcard $(addprefix tests/,search tuning alembic tracking/test_capture*.py))
 # Kills, faults and random programs run once.
 AGAIN = -m "not long"
 # The question `make demo` answers; taken as it is, since a question may contain a $.
@@ -43,21 +43,20 @@ demo: .venv/.installed-demo  ## search the standard library's documentation: mak
 test: test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite  ## all tests: newest with coverage, older, stdlib sqlite3
 
 test-main: .venv/.installed-test  ## all tests on SQLAlchemy 2.1, with coverage
-	.venv/bin/python $(PYTEST) --cov --cov-report=term --cov-report=json $(PYTEST_ARGS)
+	.venv/bin/python $(PYTEST) --share main --cov --cov-report=term --cov-report=json $(PYTEST_ARGS)
 	.venv/bin/python tools/check_coverage.py coverage.json --lines 95 --branches 90
 
 test-sa20: .venv-sa20/.installed-test  ## all but Elasticsearch on SQLAlchemy 2.0, oldest Alembic, a driver of each kind
-	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(WORK) $(AGAIN) $(addprefix --backend=,asyncpg pysqlite3) --spread $(PYTEST_ARGS)
+	.venv-sa20/bin/python $(PYTEST) $(SUITES) $(WORK) $(AGAIN) $(addprefix --backend=,asyncpg pysqlite3) --share again $(PYTEST_ARGS)
 
 test-elasticsearch8: .venv-es8/.installed-test  ## Elasticsearch's tests with client and server of version 8.19
-	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) --spread $(PYTEST_ARGS)
+	.venv-es8/bin/python $(PYTEST) tests/elasticsearch $(AGAIN) $(addprefix --backend=,psycopg aiosqlite) --share again $(PYTEST_ARGS)
 
 test-stdlib-sqlite:  ## the SQLite suite on a Python whose own sqlite3 can load extensions
 	@python="$$(tools/find_stdlib_python)"; status=$$?; \
 	if [ $$status -eq 0 ]; then \
 	  $(MAKE) --no-print-directory .venv-stdlib/.installed-test STDLIB_PYTHON="$$python" && \
-	  .venv-stdlib/bin/python $(PYTEST) $(SUITES) $(AGAIN) --backend sqlite_stdlib --backend aiosqlite $(PYTEST_ARGS) && \
-	  .venv-stdlib/bin/python $(PYTEST) $(DIALECT) $(AGAIN) --backend sqlite_stdlib $(PYTEST_ARGS); \
+	  .venv-stdlib/bin/python $(PYTEST) $(SUITES) $(DIALECT) $(AGAIN) --backend sqlite_stdlib $(PYTEST_ARGS); \
 	elif [ -z "$$CI" ]; then echo "test-stdlib-sqlite skipped."; \
 	else exit $$status; fi
 
@@ -67,13 +66,14 @@ soak: export SQLA_VECTOR_TEST_SQLITE_KILLS = 500
 soak: export SQLA_VECTOR_TEST_TERMINATIONS = 300
 soak: export SQLA_VECTOR_TEST_RESTARTS = 20
 soak: .venv/.installed-test  ## workers and PostgreSQL killed 1,820 times: nothing lost, nothing stale
-	.venv/bin/python -m pytest -s tests/tracking/test_kill.py $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -s --soak tests/tracking/test_kill.py tests/docs/test_cli_guide.py $(PYTEST_ARGS)
 
 soak-elasticsearch: export SQLA_VECTOR_TEST_ELASTICSEARCH_FAULTS = 500
 soak-elasticsearch: export SQLA_VECTOR_TEST_ELASTICSEARCH_KILLS = 100
 soak-elasticsearch: export SQLA_VECTOR_TEST_ELASTICSEARCH_NODE_KILLS = 5
+soak-elasticsearch: export SQLA_VECTOR_TEST_ELASTICSEARCH_ROWS = 20000
 soak-elasticsearch: .venv/.installed-test  ## 500 faults on the way to Elasticsearch, 100 kills of what writes to it, 5 of nodes
-	.venv/bin/python -m pytest -s $(addprefix tests/elasticsearch/test_,faults.py kill.py cluster.py) $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -s --soak $(addprefix tests/elasticsearch/test_,faults.py kill.py cluster.py reconcile.py servers.py) tests/benchmarks $(PYTEST_ARGS)
 
 soak-state: export SQLA_VECTOR_RUNS = 500
 soak-state: export SQLA_VECTOR_STEPS = 50
@@ -90,7 +90,7 @@ soak-lists: .venv/.installed-test  ## indexes in lists on SQLite: random writes 
 soak-migrations: export SQLA_VECTOR_TEST_MATRIX = full
 soak-migrations: export SQLA_VECTOR_TEST_MIGRATION_KILLS = all
 soak-migrations: .venv/.installed-test  ## each of 49 models migrated into every other, and migrations killed at each statement
-	.venv/bin/python $(PYTEST) $(addprefix tests/alembic/test_,matrix.py kill.py) $(PYTEST_ARGS)
+	.venv/bin/python $(PYTEST) --soak $(addprefix tests/,alembic/test_matrix.py alembic/test_kill.py docs/test_migrations_guide.py) $(PYTEST_ARGS)
 
 soak-search: export SQLA_VECTOR_TEST_HYBRID_CASES = 5000
 soak-search: .venv/.installed-test  ## 10,000 random hybrid searches against the reference

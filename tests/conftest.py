@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import zlib
@@ -32,9 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests that need a backend on this one only; may be given several times: " + ", ".join(NAMES),
     )
     parser.addoption(
-        "--spread",
-        action="store_true",
-        help="run a test of what happens to tables and rows on one of its backends, chosen by its name",
+        "--soak", action="store_true", help="run what takes minutes too, which otherwise only the soak targets do"
+    )
+    parser.addoption(
+        "--share",
+        choices=("main", "again"),
+        help="run the tests of what happens to tables and rows on one database each: in a main run on the one, "
+        "when they run again on the other; by default on both",
     )
 
 
@@ -51,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "long: kills, faults and random programs; they run with the newest versions of everything only"
     )
+    config.addinivalue_line("markers", "soak: takes minutes; the soak targets run it, with --soak")
 
 
 RUN = pytest.StashKey[elasticsearch_server.Run]()
@@ -84,6 +90,9 @@ ONE_OF_EACH = ("psycopg", "asyncpg", "sqlite_stdlib", "pysqlite3", "aiosqlite")
 LEFT_TO_OTHERS = {"asyncpg": "psycopg", "pysqlite3": "aiosqlite", "sqlite_stdlib": "aiosqlite"}
 """Where they do not run if they run on the other, and the command line names none: other runs of `make test` do."""
 
+AGAIN_ON = {"elasticsearch": ("psycopg", "aiosqlite")}
+"""Where the tests of a room run again; elsewhere on asyncpg and pysqlite3."""
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test that takes ``backend`` once on every backend that its marker admits."""
@@ -97,12 +106,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         candidates = kinds(list(ONE_OF_EACH))
     for marker in markers:
         candidates = [kind for kind in candidates if _admits(kind, *marker.args, **marker.kwargs)]
+    admitted = candidates
     if room in WORK and not metafunc.config.getoption("--backend"):
         names = {kind.name for kind in candidates}
         candidates = [kind for kind in candidates if LEFT_TO_OTHERS.get(kind.name) not in names]
+    if room in WORK and (share := metafunc.config.getoption("--share")):
+        candidates = _shared(metafunc.definition, admitted, candidates, share)
     if not candidates:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: its `backends` marker admits no backend")
     metafunc.parametrize("backend", candidates, indirect=True, ids=[kind.name for kind in candidates])
+
+
+def _shared(test: pytest.Function, admitted: list[Kind], candidates: list[Kind], share: str) -> list[Kind]:
+    """Return the backends on which a test runs that runs a second time elsewhere, on another database if it can."""
+    names = AGAIN_ON.get(_room_of(test), ("asyncpg", "pysqlite3"))
+    again = [kind for kind in admitted if kind.name in names and test.get_closest_marker("long") is None]
+    families = sorted({kind.family for kind in again})
+    if not families:
+        return candidates
+    family = families[zlib.crc32(test.nodeid.encode()) % len(families)]
+    if share == "again":
+        return [kind for kind in again if kind.family == family][:1]
+    return [kind for kind in candidates if kind.family != family] or candidates
 
 
 def _admits(kind: Kind, *names: str, **properties: Any) -> bool:
@@ -122,25 +147,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"the name of a test has an address in it: {addresses[0]}; give ids=")
     chosen = {kind.name for kind in kinds(config.getoption("--backend"))}
     deselected = [item for item in items if _kind_of(item) not in {None, *chosen}]
-    if config.getoption("--spread"):
-        deselected += _spread([item for item in items if _kind_of(item) in chosen and _room_of(item) in WORK])
+    if not config.getoption("--soak"):
+        deselected += [item for item in items if item.get_closest_marker("soak") and item not in deselected]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in set(deselected)]
 
 
-def _spread(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Return all but one backend of each test."""
-    tests: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        name, _, ids = item.nodeid.partition("[")
-        others = [part for part in ids.removesuffix("]").split("-") if part != _kind_of(item)]
-        tests.setdefault(f"{name}[{'-'.join(others)}]", []).append(item)
-    left = []
-    for name, same in tests.items():
-        same.pop(zlib.crc32(name.encode()) % len(same))
-        left += same
-    return left
+def pytest_collection_finish() -> None:
+    """Thousands of tests are no rubbish: whoever looks for some need not look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 def _room_of(item: pytest.Item) -> str:

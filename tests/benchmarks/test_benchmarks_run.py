@@ -19,7 +19,9 @@ from tests.support.postgresql import why_unavailable
 pytestmark = pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.soak) if name == "elasticsearch" else name for name in PROGRAMS]
+)
 def test_program(name, tmp_path, capsys):
     path = tmp_path / "results.json"
     found = main([name, "--rows", "40", "--repeat", "1", "--json", str(path)])

@@ -40,6 +40,7 @@ def test_the_page_can_be_followed_on_sqlite(tmp_path: Path):
     assert Guide(PAGE, tmp_path, databases).follow() == _commands()
 
 
+@pytest.mark.soak
 def test_the_page_can_be_followed_on_postgresql(tmp_path: Path, postgresql_server: Any):
     with ExitStack() as stack:
 

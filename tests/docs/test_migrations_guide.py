@@ -25,6 +25,7 @@ def _sqlite_vec_is_there() -> None:
         pytest.skip(reason)
 
 
+@pytest.mark.soak
 def test_the_guide_can_be_followed_on_sqlite(tmp_path: Path):
     numbers = itertools.count(1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -52,7 +53,7 @@ def filled(backend: Backend, engine: AnyEngine, node: Any, index_name: str) -> I
 
 
 def test_all_of_two_hundred_differences_are_found_and_repaired_and_no_others(filled: Make, backend: Backend) -> None:
-    count = 20_000 if backend.name == "psycopg" else 2_000
+    count = int(os.environ.get("SQLA_VECTOR_TEST_ELASTICSEARCH_ROWS", 2_000))
     f = filled(count)
     planter = Planter(f, each=10)
     planter.plant()
@@ -284,7 +285,7 @@ def _close(f: Filled) -> None:
 
 
 @pytest.mark.backends("psycopg")
-@pytest.mark.long  # each write waits a minute for the shard
+@pytest.mark.soak  # each write waits a minute for the shard
 def test_shards_that_do_not_answer_are_not_missing_documents(filled: Make) -> None:
     f = filled(0)
     (physical,) = f.behind()

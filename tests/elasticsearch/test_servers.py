@@ -97,6 +97,7 @@ def test_the_processes_of_a_run_share_a_node_that_ends_with_the_run(end: str) ->
     wait_until_gone(pid, directory)
 
 
+@pytest.mark.soak
 def test_a_node_that_was_stopped_or_killed_has_what_it_acknowledged() -> None:
     with own_node(heap="700m") as node:
         with Elasticsearch(node.url, request_timeout=60) as client:
@@ -117,6 +118,7 @@ def test_a_node_that_was_stopped_or_killed_has_what_it_acknowledged() -> None:
             assert client.count(index="kept")["count"] == 51
 
 
+@pytest.mark.soak
 def test_a_cluster_of_three_goes_on_when_one_is_killed() -> None:
     with cluster(3) as nodes:
         with Elasticsearch(nodes.urls[0], request_timeout=60) as client:

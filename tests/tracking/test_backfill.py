@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import pytest
@@ -420,32 +417,12 @@ def test_no_transaction_is_open_while_texts_are_embedded(tracked: Make) -> None:
 
 @pytest.mark.backends("psycopg", "pysqlite3")
 def test_memory_does_not_grow_with_the_rows(tracked: Make) -> None:
-    t = tracked(article_models("worker"), CountingEmbedder())
+    t = tracked(limited.models(), CountingEmbedder())
     fill_table(t, 10_000)
-    kept: list[int] = []
-
-    def note(texts: list[str]) -> None:
-        gc.collect()  # what waits for the collector is not kept
-        kept.append(tracemalloc.get_traced_memory()[0])
-
-    lean = CountingEmbedder()
-    lean.calls, lean.fail = Forgetful(), note
-    gc.collect()
-    gc.freeze()
-    tracemalloc.start()
-    try:
-        assert run_backfill(t, embedders={"counting": lean}, workers=2, batch_size=50).written == 10_000
-    finally:
-        tracemalloc.stop()
-        gc.unfreeze()
-    quarter = len(kept) // 4
-    early, late = median(kept[quarter : 2 * quarter]), median(kept[-quarter:])
+    url = t.backend.url.render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "tests.tracking.measured", url]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    early, late = map(float, done.stdout.split())
     smallest = sys.getsizeof(object())
     assert late - early < 5_000 * smallest, "something is kept for each row"
-
-
-class Forgetful(list[Any]):
-    """A list that keeps nothing."""
-
-    def append(self, value: Any) -> None:
-        """Forget the value."""
+    assert_current(t, 10_000)
