@@ -82,13 +82,16 @@ WORK = (
     *("search", "tuning", "query", "alembic", "migrations"),
     *("embedding", "tracking", "chunking", "cli", "elasticsearch"),
 )
-"""Folders whose tests are of what happens to tables and rows; how vectors travel on each driver others test."""
+"""Folders whose tests are of what happens to tables and rows."""
 
 ONE_OF_EACH = ("psycopg", "asyncpg", "sqlite_stdlib", "pysqlite3", "aiosqlite")
 """What they run on if they name no drivers: a synchronous and an asynchronous one for each database."""
 
 LEFT_TO_OTHERS = {"asyncpg": "psycopg", "pysqlite3": "aiosqlite", "sqlite_stdlib": "aiosqlite"}
 """Where they do not run if they run on the other, and the command line names none: other runs of `make test` do."""
+
+OF_ANY_DRIVER = ("test_nearest_", "test_ddl_", "test_mappings", "test_reflection", "test_explain")
+"""How the names of files begin whose tests are of statements: how vectors travel on each driver others test."""
 
 AGAIN_ON = {"elasticsearch": ("psycopg", "aiosqlite")}
 """Where the tests of a room run again; elsewhere on asyncpg and pysqlite3."""
@@ -110,8 +113,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if room in WORK and not metafunc.config.getoption("--backend"):
         names = {kind.name for kind in candidates}
         candidates = [kind for kind in candidates if LEFT_TO_OTHERS.get(kind.name) not in names]
-    if room in WORK and (share := metafunc.config.getoption("--share")):
+    share = metafunc.config.getoption("--share")
+    if room in WORK and share:
         candidates = _shared(metafunc.definition, admitted, candidates, share)
+    if share == "main" and metafunc.definition.path.name.startswith(OF_ANY_DRIVER):
+        candidates = _without_spare(metafunc.definition, candidates)
     if not candidates:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: its `backends` marker admits no backend")
     metafunc.parametrize("backend", candidates, indirect=True, ids=[kind.name for kind in candidates])
@@ -128,6 +134,13 @@ def _shared(test: pytest.Function, admitted: list[Kind], candidates: list[Kind],
     if share == "again":
         return [kind for kind in again if kind.family == family][:1]
     return [kind for kind in candidates if kind.family != family] or candidates
+
+
+def _without_spare(test: pytest.Function, candidates: list[Kind]) -> list[Kind]:
+    """Leave one of the further drivers of PostgreSQL, another one for each test."""
+    spare = [kind for kind in candidates if kind.family == "postgresql" and kind.name != "psycopg"]
+    left = spare and [spare[zlib.crc32(test.nodeid.encode()) % len(spare)]]
+    return [kind for kind in candidates if kind not in spare or kind in left]
 
 
 def _admits(kind: Kind, *names: str, **properties: Any) -> bool:

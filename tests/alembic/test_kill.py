@@ -1,7 +1,7 @@
 """A migration is killed at each of its statements, and run again: as if it had never been interrupted.
 
 Every test runs its migration once undisturbed, on a copy of the database, and then for points at which it can be killed
-(:class:`tests.support.killing.Counter`), each on a fresh copy: for up to five of them all over it, for each one with
+(:class:`tests.support.killing.Counter`), each on a fresh copy: for up to four of them all over it, for each one with
 SQLA_VECTOR_TEST_MIGRATION_KILLS=all.
 """
 
@@ -28,7 +28,7 @@ from tests.support.migrations import Project
 
 BOTH = pytest.mark.backends("psycopg", "pysqlite3")
 POSTGRESQL = pytest.mark.backends("psycopg")
-POINTS = 5
+POINTS = 4
 
 Copies = Callable[[], Any]
 
