@@ -30,6 +30,9 @@ ES8 = -c requirements/newest.txt -c requirements/elasticsearch8.txt
 PYTEST = -m pytest -n $(WORKERS) --maxprocesses 4
 PINS = pyproject.toml $(wildcard requirements/*.txt)
 
+# Some containers set it, and then each process of a run compiles everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-main test-sa20 test-elasticsearch8 test-stdlib-sqlite soak soak-elasticsearch soak-state soak-lists soak-migrations soak-search lint format bench docs wheel pins clean distclean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,9 +169,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Thousands of tests are no rubbish: whoever looks for some need not look at them."""
+    """Leave the tests to themselves.
+
+    Thousands of them are no rubbish: whoever looks for some need not look at them.  And what they write is not compiled
+    to be kept, since two versions of a module in one second would be taken for one.
+    """
     gc.collect()
     gc.freeze()
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 
 def _room_of(item: pytest.Item) -> str:

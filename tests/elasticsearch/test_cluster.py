@@ -19,7 +19,7 @@ from tests.support.backends import AnyEngine, Backend
 from tests.support.elasticsearch import Cluster, Node, cluster
 from tests.support.nursery import Editor
 
-pytestmark = [pytest.mark.long, pytest.mark.backends("psycopg")]
+pytestmark = [pytest.mark.soak, pytest.mark.backends("psycopg")]
 
 ROWS = 1200
 
