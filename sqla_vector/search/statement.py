@@ -27,7 +27,7 @@ def check_statement(stmt: object, name: str) -> None:
         name: the function's, for messages.
 
     Raises:
-        InvalidStatement: it is no select, has LIMIT, OFFSET or ORDER BY, or is that function's already.
+        InvalidStatement: it is no select, has LIMIT, OFFSET or ORDER BY, or was made by a search already.
     """
     if not isinstance(stmt, Select):
         raise InvalidStatement(f"{name}() extends a select(), got {type(stmt).__name__}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from sqlalchemy.orm import InstanceState, Session, attributes
+from sqlalchemy.orm import InstanceState, Mapper, Session, attributes
 from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 
 from sqla_vector.tracking.targets import Key, Target
@@ -16,11 +16,10 @@ State: TypeAlias = InstanceState[Any]
 
 def is_in_identity_map(session: Session, state: State) -> bool:
     """Tell whether the session has an object with the primary key of a new one."""
-    values, mapper = state.dict, state.mapper
-    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    values, names = state.dict, _names_of_key(state.mapper)
     if any(values.get(name) is None for name in names):
         return False
-    return mapper.identity_key_from_primary_key(tuple(values[name] for name in names)) in session.identity_map
+    return state.mapper.identity_key_from_primary_key(tuple(values[name] for name in names)) in session.identity_map
 
 
 def key_of(target: Target, state: State) -> Key:
@@ -41,11 +40,14 @@ def key_before(target: Target, state: State) -> Key | None:
 
 def identity(state: State) -> Key:
     """Return the primary key of an object, as it is after the statement."""
-    values, mapper = state.dict, state.mapper
-    names = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+    values, names = state.dict, _names_of_key(state.mapper)
     if state.key is None or all(name in values for name in names):
         return tuple(values[name] for name in names)
     return tuple(state.key[1])
+
+
+def _names_of_key(mapper: Mapper[Any]) -> list[str]:
+    return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
 
 
 def has_changed(state: State, name: str) -> bool:
