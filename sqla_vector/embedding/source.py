@@ -50,10 +50,16 @@ class SourceText:
         Raises:
             InvalidText: the text is none that can be encoded.
         """
-        if self.template is None and all(type(value) is str for value in values):
+        if self.template is None:
             # The usual case, as it is below.
-            seen = [value for value in values if value and not value.isspace()]
-            return self._redacted(clean(SEPARATOR.join(seen))) if seen else None
+            seen = []
+            for value in values:
+                if type(value) is not str:
+                    break
+                if value and not value.isspace():
+                    seen.append(value)
+            else:
+                return self._redacted(clean(SEPARATOR.join(seen))) if seen else None
         found = [_part(value, path) for value, path in zip(values, self.paths, strict=True)]
         written = [part if type(part) is str else str(part) for part in found if part is not None]
         if not written:

@@ -108,11 +108,14 @@ class Listener:
         flush = _Flush(self._embedders.at(lambda column: _connection_to(session, column.mapper), hold=True))
         wishes: list[_Wish] = []
         plan_of = self._plans.of
+        has_rows = len(session.identity_map) > 0
         for entity in session.new:
             state = instance_state(entity)
             plan = plan_of(state.mapper)
             if plan is not None:
-                self._look_at_new(session, flush, wishes, plan, state)
+                # A row that is deleted and added in one flush is updated, and keeps what the new object does not have.
+                is_switched = has_rows and is_in_identity_map(session, state)
+                self._look_at_new(flush, wishes, plan, state, is_switched)
                 if plan.gains:
                     self._look_at_gains(session, flush, plan, state)
         for entity in session.dirty:
@@ -130,10 +133,8 @@ class Listener:
         self._embed(flush, wishes)
         context.attributes[_FLUSH, id(self)] = flush
 
-    def _look_at_new(self, session: Session, flush: _Flush, wishes: list[_Wish], plan: Plan, state: State) -> None:
+    def _look_at_new(self, flush: _Flush, wishes: list[_Wish], plan: Plan, state: State, is_switched: bool) -> None:
         values = state.dict
-        # A row that is deleted and added in one flush is updated, and keeps what the new object does not have.
-        is_switched = bool(plan.columns and len(session.identity_map)) and is_in_identity_map(session, state)
         for column in plan.columns:
             is_known = not is_switched and column.knows(values, is_new=True)
             if values.get(column.key) is not None:

@@ -128,10 +128,9 @@ class ColumnPlan:
             return False
         for name, plain in self._types.items():
             value = values.get(name)
-            if value is None:
-                if name in self._generated if is_new else name not in values:
-                    return False
-            elif type(value) is not plain:
+            if type(value) is plain:
+                continue
+            if value is not None or (name in self._generated if is_new else name not in values):
                 return False
         return True
 
