@@ -17,6 +17,8 @@ from sqla_vector.metrics import METRICS, Metric
 from sqla_vector.schema import check_whole_number
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from sqla_vector.elasticsearch.index import SearchIndex
 
 __all__ = ["MAX_HITS", "Knn", "KnnQuery", "Match", "TextQuery", "knn_query", "text_query"]
@@ -35,6 +37,8 @@ _SLACK: Final = 1e-5
 _OVERSAMPLES: Final = (("int8", 2.0), ("int4", 3.0), ("bbq", 5.0))
 _FULL_PRECISION: Final = frozenset({"hnsw", "flat"})
 _FIELD: Final = re.compile(r"([^\^]+)(?:\^(\d{1,6}(?:\.\d{1,6})?))?\Z")
+_POWERS: Final = 10.0 ** np.arange(23)
+"""Those of ten that are exact, so that a quotient is the number nearest to the decimal."""
 _SHOULD_MATCH: Final = re.compile(r"-?\d{1,3}%?\Z")
 
 
@@ -216,12 +220,26 @@ def knn_query(index: SearchIndex, knn: object) -> KnnQuery:
         raise InvalidOption(f"Knn({knn.field!r}) needs a vector, got None")
     given = type_.codec.coerce(knn.vector, f"the query for {spec.name}")
     sent = spec.to_json(given)
-    vector = sent.tolist() if isinstance(sent, np.ndarray) else sent
+    vector = nine_digits(sent) if isinstance(sent, np.ndarray) else sent
     is_own = spec.name in index.fields and not spec.relations
     bound = _max_distance(knn, spec)
     return KnnQuery(
         spec, vector, given, is_own, knn.num_candidates, _oversample(knn.oversample, spec), bound, float(knn.weight)
     )
+
+
+def nine_digits(vector: NDArray[np.float32]) -> list[float]:
+    """Return the elements as numbers that JSON writes with nine digits at most.
+
+    Nine are exact for float32 (IEEE 754-2019, section 5.12.2).  As they are they would take 17, and twice the time.
+    """
+    values = vector.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        decimals = 8 - np.floor(np.log10(np.abs(values)))
+    scales = _POWERS[np.clip(decimals, 0, len(_POWERS) - 1).astype(np.intp)]
+    rounded = np.rint(values * scales) / scales
+    found: list[float] = (rounded if np.array_equal(rounded.astype(np.float32), vector) else values).tolist()
+    return found
 
 
 def text_query(index: SearchIndex, match: Match | str) -> TextQuery:
