@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isawaitable, iscoroutine
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy.inspection import inspect
@@ -45,7 +47,7 @@ def federated(sources: Mapping[str, Source], query: VectorQuery) -> list[Federat
         InvalidOption: ``sources`` is none.
     """
     _check(sources, query)
-    return _merged({name: source(query) for name, source in sources.items()}, query)
+    return _merged({name: _hits(name, source(query)) for name, source in sources.items()}, query)
 
 
 async def afederated(
@@ -53,8 +55,33 @@ async def afederated(
 ) -> list[FederatedHit[Any]]:
     """Return the same as :func:`federated`; all sources are asked at once, each needs a session of its own."""
     _check(sources, query)
-    answers = await asyncio.gather(*(source(query) for source in sources.values()))
+
+    async def ask(name: str, source: Source) -> Sequence[Hit[Any]]:
+        answer = source(query)
+        if not isawaitable(answer):
+            raise InvalidOption(f"the source {name!r} is not asynchronous: use federated()")
+        return _hits(name, await answer)
+
+    tasks = [asyncio.ensure_future(ask(name, source)) for name, source in sources.items()]
+    try:
+        answers = await asyncio.gather(*tasks)
+    except BaseException:
+        # The others would go on with sessions that the caller closes.
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
     return _merged(dict(zip(sources, answers, strict=True)), query)
+
+
+def _hits(name: str, answer: Any) -> Sequence[Hit[Any]]:
+    if isawaitable(answer):
+        if iscoroutine(answer):
+            answer.close()
+        raise InvalidOption(f"the source {name!r} is asynchronous: await afederated()")
+    if not isinstance(answer, Sequence) or not all(isinstance(hit, Hit) for hit in answer):
+        raise InvalidOption(f"the source {name!r} returns no list of hits, as search() does")
+    return answer
 
 
 def _check(sources: object, query: VectorQuery) -> None:
@@ -83,8 +110,9 @@ def _merged(answers: Mapping[str, Sequence[Hit[Any]]], query: VectorQuery) -> li
 
 
 def _similarity(found: FederatedHit[Any]) -> float:
-    assert found.hit.similarity is not None
-    return -found.hit.similarity
+    similarity = found.hit.similarity
+    assert similarity is not None
+    return math.inf if math.isnan(similarity) else -similarity
 
 
 def _identity(entity: Any) -> Any:
