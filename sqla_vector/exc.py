@@ -43,6 +43,15 @@ __all__ = [
 ]
 
 
+def shown(value: object) -> str:
+    """Return a value as messages have it, however long, deep or large it is."""
+    try:
+        found = repr(value)
+    except (RecursionError, ValueError):  # of a number of thousands of digits
+        return type(value).__name__
+    return found if len(found) <= 60 else f"{found[:60]}..."
+
+
 class VectorError(DontWrapMixin, Exception):
     """Base of every error raised by sqla_vector."""
 

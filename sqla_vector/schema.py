@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from sqlalchemy import Column, Index, Table, event, func, inspect, select
+from sqlalchemy import BigInteger, Column, Index, SmallInteger, Table, event, func, inspect, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.schema import DropIndex
 from sqlalchemy.sql.elements import ColumnElement
@@ -106,6 +106,11 @@ def check_whole_number(value: object, name: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InvalidOption(f"{name} must be a whole number from {low:,} to {high:,}, got {value!r}")
     return value
+
+
+def bits_of(type_: Any) -> int:
+    """Return how many bits the whole numbers of a column have: a driver refuses more, or takes another number."""
+    return 16 if isinstance(type_, SmallInteger) else 64 if isinstance(type_, BigInteger) else 32
 
 
 def check_share(value: object, name: str) -> float:

@@ -14,16 +14,20 @@ import math
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
+from enum import Enum
 from typing import Any, Final
 from uuid import UUID
 
+from sqlalchemy import Integer
 from sqlalchemy.sql.elements import ColumnElement
 
-from sqla_vector.exc import InvalidOption
+from sqla_vector.exc import InvalidOption, shown
+from sqla_vector.schema import bits_of
 
 __all__ = ["check_place", "decode", "digest", "encode"]
 
 VERSION: Final = 1
+_MOST_DIGITS: Final = 1_000
 MAX_LENGTH: Final = 4_000
 
 _TAGS: Final[dict[str, tuple[type[Any], Callable[[Any], str], Callable[[str], Any]]]] = {
@@ -84,8 +88,9 @@ def check_place(number: Any, keys: Sequence[Any], columns: Sequence[ColumnElemen
     Raises:
         InvalidOption: they cannot.
     """
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-        raise InvalidOption(f"a cursor begins with a finite number, the distance or score of a row, got {number!r}")
+    place = _place(number)
+    if math.isnan(place):
+        raise InvalidOption(f"a cursor begins with a number, the distance or score of a row, got {shown(number)}")
     if len(keys) != len(columns):
         raise InvalidOption(f"a cursor has {len(columns)} parts of a primary key here, got {len(keys)}")
     for key, column in zip(keys, columns, strict=True):
@@ -95,15 +100,35 @@ def check_place(number: Any, keys: Sequence[Any], columns: Sequence[ColumnElemen
             expected = object
         if key is None or not isinstance(key, expected) or (isinstance(key, bool) and expected is not bool):
             raise InvalidOption(f"the cursor's part for {column} is no {expected.__name__}")
-        if isinstance(key, int) and not -(2**63) <= key < 2**63:
+        if not _can_be_compared(key, column.type):
             raise InvalidOption(f"the cursor's part for {column} is outside of what a database can compare")
-        if isinstance(key, str) and "\0" in key:
-            raise InvalidOption(f"the cursor's part for {column} has a NUL character")
-    return float(number), list(keys)
+    return place, list(keys)
+
+
+def _place(number: Any) -> float:
+    """Return the number of a place, NaN if it is none; a distance may be infinite, of vectors that are far apart."""
+    try:
+        return math.nan if isinstance(number, bool) or not isinstance(number, (int, float)) else float(number)
+    except OverflowError:
+        return math.nan
+
+
+def _can_be_compared(key: Any, type_: Any) -> bool:
+    match key:
+        case bool():
+            return True
+        case int():
+            bits = bits_of(type_) if isinstance(type_, Integer) else 64
+            return bool(-(2 ** (bits - 1)) <= key < 2 ** (bits - 1))
+        case Decimal():
+            return key.is_finite() and abs(key.adjusted()) < _MOST_DIGITS and len(key.as_tuple().digits) < _MOST_DIGITS
+        case str():
+            return "\0" not in key and not any("\ud800" <= one <= "\udfff" for one in key)
+    return True
 
 
 def _written(key: Any) -> Any:
-    if isinstance(key, (int, str)):
+    if isinstance(key, (int, str)) and not isinstance(key, Enum):
         return key
     for tag, (type_, write, _) in _TAGS.items():
         if isinstance(key, type_):
@@ -115,4 +140,6 @@ def _read(key: Any) -> Any:
     if isinstance(key, (int, str)):
         return key
     tag, text = key
+    if not isinstance(text, str):
+        raise TypeError(tag)
     return _TAGS[tag][2](text)

@@ -13,7 +13,9 @@ import numpy as np
 from sqlalchemy import Float, Select, and_, literal, or_, tuple_
 from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.elements import BindParameter, ColumnElement
+from sqlalchemy.sql.visitors import iterate
 
+from sqla_vector.coercion import SparseArray
 from sqla_vector.exc import InvalidOption, InvalidStatement
 from sqla_vector.expression import Distance
 from sqla_vector.ranked import ranked_rows_of
@@ -178,16 +180,25 @@ class _Place:
                 continue
             table = self.keys[0].table
             if getattr(entity, "selectable", None) == table or (entity is mapper and table in mapper.tables):
-                base = [next(iter(key.base_columns)) for key in self.keys]
-                return [getattr(value, mapper.get_property_by_column(column).key) for column in base]
+                names = [mapper.get_property_by_column(next(iter(key.base_columns))).key for key in self.keys]
+                # Not read from the object: its row may be gone meanwhile.
+                own = [mapper.get_property_by_column(column).key for column in mapper.primary_key]
+                known = dict(zip(own, inspect(value).identity or (), strict=False))
+                return [known[name] if name in known else getattr(value, name) for name in names]
         raise InvalidStatement("a cursor needs the primary key of the row; select the entity, or its key columns")
 
 
 def _of_vector(distance: Distance) -> list[bytes]:
     column, query = distance.operands
-    value = query.value if isinstance(query, BindParameter) else None
-    contents = b"" if value is None else np.asarray(value.values if hasattr(value, "values") else value).tobytes()
-    return [f"{column} {distance.metric_name}".encode(), contents]
+    # The values of an expression, such as the vector of a row with a key, are inside.
+    values = [part.value for part in iterate(query) if isinstance(part, BindParameter)]
+    return [f"{column} {distance.metric_name}".encode(), *map(_contents, values)]
+
+
+def _contents(value: Any) -> bytes:
+    if isinstance(value, SparseArray):
+        return b"%d:" % value.dim + value.indices.tobytes() + value.values.tobytes()
+    return value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
 
 
 def _of_text(index: str, query: ColumnElement[Any]) -> list[bytes]:

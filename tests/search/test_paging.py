@@ -19,19 +19,30 @@ from sqlalchemy import (
     Connection,
     Date,
     DateTime,
+    Integer,
     LargeBinary,
     MetaData,
     Numeric,
     String,
     Table,
     Uuid,
+    delete,
     insert,
     select,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, aliased, mapped_column
 
-from sqla_vector import InvalidOption, InvalidStatement, Vector, match_text, nearest, nearest_each, text_index
+from sqla_vector import (
+    InvalidOption,
+    InvalidStatement,
+    SparseVector,
+    Vector,
+    match_text,
+    nearest,
+    nearest_each,
+    text_index,
+)
 from sqla_vector.search import (
     astream,
     best_per_group,
@@ -273,21 +284,54 @@ def test_a_cursor_that_was_made_up_is_refused():
     assert page_after(stmt, made(1, of, one, [3])) is not None
     refused = [
         *("", "abc", "%%%", good, "é", "a" * 5000, "AAAA", made(), made(1), made(1, of, one), made(1, of, one, 3)),
-        *(made(2, of, one, [3]), made(1, of, "nan", [3]), made(1, of, "inf", [3]), made(1, of, 1.5, [3])),
+        *(made(2, of, one, [3]), made(1, of, "nan", [3]), made(1, of, 1.5, [3])),
         *(made(1, of, "x", [3]), made(1, of, one, []), made(1, of, one, [3, 4]), made(1, of, one, ["3"])),
         *(made(1, of, one, [None]), made(1, of, one, [True]), made(1, of, one, [[3]]), made(1, of, one, [{"a": 1}])),
-        *(made(1, of, one, [["pickle", "x"]]), made(1, of, one, [["uuid", "x"]]), made(1, of, one, [2**63])),
+        *(
+            made(1, of, one, [["pickle", "x"]]),
+            made(1, of, one, [["uuid", "x"]]),
+            made(1, of, one, [["uuid", 5]]),
+            made(1, of, one, [2**63]),
+        ),
         *(made(1, of, one, [["decimal", "x"]]), made(1, of, one, [["datetime", "x"]]), made(1, "other", one, [3])),
         *(made(1, None, one, [3]), base64.urlsafe_b64encode(b"[" * 2000).decode(), made(1, of, "0x1p99999", [3])),
-        *((), (1.0,), (1.0, "3"), (1.0, 3, 4), ("1", 3), (True, 3), (float("nan"), 3), (None, 3), None, 3, [1.0, 3]),
+        *(
+            (),
+            (1.0,),
+            (1.0, "3"),
+            (1.0, 3, 4),
+            (10**400, 3),
+            (1.0, 2**40),
+            ("1", 3),
+            (True, 3),
+            (float("nan"), 3),
+            (None, 3),
+            None,
+            3,
+            [1.0, 3],
+        ),
     ]
     for cursor in refused:
         with pytest.raises(InvalidOption, match="cursor"):
             page_after(stmt, cursor)
+    far = made(1, of, "inf", [3])
+    assert page_after(stmt, far) is not None, "vectors of the largest numbers are as far"
     places = nearest(select(Place), Place.embedding, QUERY)
-    for key in (("a\0b", 3), ("a", None), (3, "a"), ("a",)):
+    for key in (("a\0b", 3), ("\ud800", 3), ("a", None), (3, "a"), ("a",)):
         with pytest.raises(InvalidOption, match="cursor"):
             page_after(places, (1.0, *key))
+
+
+@pytest.mark.parametrize("text", ["1e200000", "sNaN", "Infinity"])
+def test_a_decimal_that_no_column_has_is_no_key(text):
+    table = Table("t", MetaData(), Column("id", Numeric(10, 2), primary_key=True), Column("v", Vector(DIM)))
+    with pytest.raises(InvalidOption, match="outside of what a database can compare"):
+        page_after(nearest(select(table.c.id), table.c.v, QUERY), (1.0, Decimal(text)))
+
+
+def vector_of(number: int) -> Any:
+    """Return the vector of a row as a part of a statement."""
+    return select(Item.embedding).where(Item.id == number).scalar_subquery()
 
 
 def test_a_cursor_is_of_one_search():
@@ -316,6 +360,16 @@ def test_a_cursor_is_of_one_search():
             else:
                 with pytest.raises(InvalidOption, match="another search"):
                     page_after(one, first(other))
+    # What is inside of a query counts, too.
+    sparse = Column("s", SparseVector(5))
+    Table("sparse", MetaData(), Column("id", Integer, primary_key=True), sparse)
+    for one, other in (
+        [nearest(select(Item), Item.embedding, nearest_to) for nearest_to in map(vector_of, (1, 2))],
+        [nearest(select(sparse), sparse, query, metric="l2") for query in ([1, 0, 0, 0, 0], [0, 0, 0, 0, 1])],
+    ):
+        assert page_after(one, first(one)) is not None
+        with pytest.raises(InvalidOption, match="another search"):
+            page_after(one, first(other))
     # Filters and the size of a page may change.
     assert page_after(nearest(select(Item).where(Item.id > 3), Item.embedding, QUERY, k=3), first(stmt)) is not None
 
@@ -347,5 +401,20 @@ def test_a_cursor_needs_the_key_of_a_row(backend, engine):
         stmt = nearest(select(Item.words), Item.embedding, QUERY, k=1)
         with pytest.raises(InvalidStatement, match="primary key of the row"):
             cursor_of(stmt, session.execute(stmt).one())
+
+    backend.run(engine, check)
+
+
+@SYNCHRONOUS
+def test_a_cursor_of_a_row_that_is_gone_meanwhile(backend, engine):
+    stmt = nearest(select(Item), Item.embedding, QUERY, k=3)
+
+    def check(session: Session) -> None:
+        expected = [hit.entity.id for hit in search(session, nearest(select(Item), Item.embedding, QUERY, k=6))]
+        hits = search(session, stmt)
+        session.execute(delete(Item).where(Item.id == expected[2]))
+        session.expire_all()
+        following = search(session, page_after(stmt, cursor_of(stmt, hits[-1])))
+        assert [hit.entity.id for hit in following] == expected[3:]
 
     backend.run(engine, check)
