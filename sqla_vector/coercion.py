@@ -132,7 +132,7 @@ def _reject_elements(value: Iterable[object], column: object) -> None:
             raise InvalidVector(f"{column}: element {position} is complex, expected a real number")
         if element is None:
             raise InvalidVector(f"{column}: element {position} is None, expected a number")
-        if isinstance(element, (list, tuple, np.ndarray)) and np.ndim(element):
+        if isinstance(element, (list, tuple)) or (isinstance(element, np.ndarray) and element.ndim):
             raise InvalidVector(f"{column}: expected a flat sequence of numbers, element {position} is nested")
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqla_vector.exc import InvalidOption
+from sqla_vector.exc import InvalidOption, shown
 
 __all__ = ["RRF", "Fused", "Fusion", "Kind", "Normalize", "Part", "Weighted", "check_weight", "rrf", "weighted"]
 
@@ -23,6 +23,8 @@ Kind = Literal["text", "vector"]
 Normalize = Literal["minmax", "max", "none"]
 NORMALIZE: Final = ("minmax", "max", "none")
 MAX_RRF_K: Final = 1_000_000
+LEAST_WEIGHT: Final = 1e-6
+MOST_WEIGHT: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class RRF:
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or not 1 <= self.k <= MAX_RRF_K:
-            raise InvalidOption(f"rrf(k): k must be a whole number from 1 to 1,000,000, got {self.k!r}")
+            raise InvalidOption(f"rrf(k): k must be a whole number from 1 to 1,000,000, got {shown(self.k)}")
 
     def fuse(self, parts: Sequence[Part]) -> list[Fused]:
         """Return the rows of all parts, best first; equal scores are in the order of their keys."""
@@ -77,9 +79,11 @@ class Weighted:
     def __post_init__(self) -> None:
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if not number or not 0.0 <= self.alpha <= 1.0:
-            raise InvalidOption(f"weighted(alpha): alpha is a number from 0 (text) to 1 (vector), got {self.alpha!r}")
+            raise InvalidOption(
+                f"weighted(alpha): alpha is a number from 0 (text) to 1 (vector), got {shown(self.alpha)}"
+            )
         if not isinstance(self.normalize, str) or self.normalize not in NORMALIZE:
-            raise InvalidOption(f"weighted(normalize): use one of {', '.join(NORMALIZE)}, got {self.normalize!r}")
+            raise InvalidOption(f"weighted(normalize): use one of {', '.join(NORMALIZE)}, got {shown(self.normalize)}")
 
     def shares(self, parts: Sequence[tuple[Kind, float]]) -> list[float]:
         """Return how much each part counts, of their kinds and weights; 0 of one that adds no rows."""
@@ -178,9 +182,12 @@ def _total(terms: list[float]) -> float:
 
 def check_weight(weight: object) -> float:
     """Return what a list counts, if it can be that."""
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.0 < weight < math.inf:
-        raise InvalidOption(f"the weight of a list must be a positive number, got {weight!r}")
-    return float(weight)
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not is_number or not LEAST_WEIGHT <= weight <= MOST_WEIGHT:  # type: ignore[operator]
+        raise InvalidOption(
+            f"the weight of a list must be a positive number, 0.000001 to 1,000,000, got {shown(weight)}"
+        )
+    return float(weight)  # type: ignore[arg-type]
 
 
 def _ranked(part: Part) -> Part:

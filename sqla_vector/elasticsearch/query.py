@@ -13,6 +13,7 @@ import numpy as np
 from sqla_vector.elasticsearch.dsl import MATCH_NONE, Query
 from sqla_vector.elasticsearch.specs import DenseVectorSpec
 from sqla_vector.exc import InvalidOption, InvalidText
+from sqla_vector.fusion import check_weight
 from sqla_vector.metrics import METRICS, Metric
 from sqla_vector.schema import check_whole_number
 
@@ -213,7 +214,7 @@ def knn_query(index: SearchIndex, knn: object) -> KnnQuery:
     spec = _exact_field(index, knn) if knn.exact else _vector_field(index, knn.field)
     if knn.num_candidates is not None:
         check_whole_number(knn.num_candidates, "num_candidates", 1, MAX_HITS)
-    _check_weight(knn.weight)
+    weight = check_weight(knn.weight)
     type_: Any = spec.attribute.property.columns[0].type
     _check_oversample(knn.oversample, spec)
     if knn.vector is None:
@@ -223,9 +224,7 @@ def knn_query(index: SearchIndex, knn: object) -> KnnQuery:
     vector = nine_digits(sent) if isinstance(sent, np.ndarray) else sent
     is_own = spec.name in index.fields and not spec.relations
     bound = _max_distance(knn, spec)
-    return KnnQuery(
-        spec, vector, given, is_own, knn.num_candidates, _oversample(knn.oversample, spec), bound, float(knn.weight)
-    )
+    return KnnQuery(spec, vector, given, is_own, knn.num_candidates, _oversample(knn.oversample, spec), bound, weight)
 
 
 def nine_digits(vector: NDArray[np.float32]) -> list[float]:
@@ -354,8 +353,3 @@ def _max_distance(knn: Knn, spec: DenseVectorSpec) -> float | None:
     if knn.min_similarity is not None:
         return METRICS[spec.metric].distance(float(knn.min_similarity), spec.dim)
     return None if knn.max_distance is None else float(knn.max_distance)
-
-
-def _check_weight(weight: object) -> None:
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0.0 < weight < math.inf:
-        raise InvalidOption(f"the weight of a list must be a positive number, got {weight!r}")

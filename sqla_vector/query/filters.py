@@ -17,14 +17,19 @@ from sqlalchemy import and_, false, not_, or_, true
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 
 from sqla_vector import criteria
-from sqla_vector.exc import InvalidFilter
-from sqla_vector.query.values import as_json, checked, shown, value_of
+from sqla_vector.exc import InvalidFilter, shown
+from sqla_vector.query.values import as_json, checked, has_order, value_of
 
 __all__ = ["AllOf", "AnyOf", "Compare", "Filter", "Not", "Op", "filter_from_json", "filter_of"]
 
 MAX_DEPTH: Final = 10
 MAX_COMPARISONS: Final = 100
 MAX_VALUES: Final = 1_000
+"""Of one list."""
+MAX_ALL_VALUES: Final = 10_000
+"""Of all comparisons: a statement has 32,766 parameters at most on SQLite, and 32,767 with asyncpg."""
+MAX_PARTS: Final = 1_000
+"""Comparisons and what they are combined by."""
 
 Op = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "between", "is_null"]
 
@@ -93,6 +98,8 @@ class Compare(Filter):
         if column is None:
             known = ", ".join(sorted(columns)) or "none"
             raise InvalidFilter(f"a filter may not name {self.field!r}; allowed are: {known}")
+        if self.op in _ORDERED and not has_order(column):
+            raise InvalidFilter(f"{self.field} has values that databases do not order; compare by eq, ne or in")
         match self.op:
             case "is_null":
                 return _bool(column.is_(None))
@@ -104,6 +111,7 @@ class Compare(Filter):
         return _bool(_COMPARED[self.op](column, value_of(column, self.value, self.field)))
 
 
+_ORDERED: Final = frozenset({"lt", "le", "gt", "ge", "between"})
 _COMPARED: Final[dict[str, Callable[[Any, Any], Any]]] = {
     "eq": lambda column, value: column == value,
     "ne": lambda column, value: column != value,
@@ -168,16 +176,49 @@ def filter_from_json(data: object) -> Filter:
     Raises:
         InvalidFilter: it describes none, or is too deep or too long.
     """
-    return _Reading().read(data, 0)
+    return checked_size(_Reading().read(data, 0))
+
+
+def checked_size(given: Filter) -> Filter:
+    """Return a filter that is not too much for a database or for JSON.
+
+    Raises:
+        InvalidFilter: it is.
+    """
+    left = [(given, 0)]
+    comparisons = values = parts = 0
+    while left:
+        part, depth = left.pop()
+        parts += 1
+        if depth > MAX_DEPTH:
+            raise InvalidFilter(f"a filter may be {MAX_DEPTH} levels deep; write it flatter")
+        match part:
+            case _Junction():
+                left += [(one, depth + 1) for one in part.parts]
+            case Not():
+                left.append((part.part, depth + 1))
+            case Compare():
+                comparisons += 1
+                values += len(part.value) if isinstance(part.value, tuple) else 1
+        if comparisons > MAX_COMPARISONS:
+            raise InvalidFilter(f"a filter may have {MAX_COMPARISONS:,} comparisons at most")
+        if values > MAX_ALL_VALUES:
+            raise InvalidFilter(f"a filter may have {MAX_ALL_VALUES:,} values at most")
+        if parts > MAX_PARTS:
+            raise InvalidFilter(f"a filter may have {MAX_PARTS:,} parts at most")
+    return given
 
 
 class _Reading:
-    """One reading, which counts what it finds."""
+    """One reading, which stops before it is too much."""
 
     def __init__(self) -> None:
-        self._comparisons = 0
+        self._parts = 0
 
     def read(self, data: object, depth: int) -> Filter:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise InvalidFilter(f"a filter may have {MAX_PARTS:,} parts at most")
         if depth > MAX_DEPTH:
             raise InvalidFilter(f"a filter may be {MAX_DEPTH} levels deep; write it flatter")
         if not isinstance(data, dict):
@@ -187,23 +228,13 @@ class _Reading:
             (parts,) = data.values()
             if not isinstance(parts, list):
                 raise InvalidFilter(f"{keys.pop()} takes a list of filters, got {type(parts).__name__}")
-            found = []
-            for part in parts:
-                self._count()
-                found.append(self.read(part, depth + 1))
-            return (AllOf if "all" in data else AnyOf)(tuple(found))
+            return (AllOf if "all" in data else AnyOf)(tuple(self.read(part, depth + 1) for part in parts))
         if keys == {"not"}:
             return Not(self.read(data["not"], depth + 1))
         if keys in ({"field", "op", "value"}, {"field", "op"}):
-            self._count()
             return Compare(data["field"], data["op"], data.get("value"))
         named = ", ".join(sorted(str(key)[:40] for key in list(keys)[:10])) or "nothing"
         raise InvalidFilter(f"a filter has all, any, not, or field with op and value; this one has {named}")
-
-    def _count(self) -> None:
-        self._comparisons += 1
-        if self._comparisons > 2 * MAX_COMPARISONS:
-            raise InvalidFilter(f"a filter may have {MAX_COMPARISONS:,} comparisons at most")
 
 
 def filter_of(expression: Any) -> Filter:
@@ -225,6 +256,10 @@ def _filter_of(criterion: criteria.Criterion) -> Filter:
             return AllOf(()) if value else AnyOf(())
         case criteria.Not(criteria.Comparison(operator="eq") as comparison):
             return dataclasses.replace(_compare(comparison), op="ne")
+        case criteria.Comparison(operator="is"):
+            # Never NULL, so that its opposite finds the rows without a value.
+            compared = _compare(criterion)
+            return AllOf((compared, Not(Compare(compared.field, "is_null"))))
         case criteria.Not(part):
             return Not(_filter_of(part))
         case criteria.Junction(is_all, parts):

@@ -16,6 +16,7 @@ from sqla_vector.exc import InvalidOption, InvalidQuery
 from sqla_vector.query.vector_query import MAX_CANDIDATES, MAX_K, Near, VectorQuery, Words
 from sqla_vector.schema import check_whole_number, declared_metrics
 from sqla_vector.search import Hit, asearch, hybrid, match_text, nearest, search, text_part, vector_part
+from sqla_vector.search.hybrid import default_candidates
 from sqla_vector.search.parts import Part
 from sqla_vector.text_index import text_indexes
 from sqla_vector.tracking.near_text import Question
@@ -204,7 +205,9 @@ class Queryable:
         wanted = self.wanted(query)
         if len(query.parts) > 1:
             parts = [self._part(part, made, questions, query.exact) for part in query.parts]
-            candidates = None if query.candidates is None else max(wanted, query.candidates)
+            # By default as hybrid() has them, as far as is allowed here.
+            candidates = min(self._max_candidates, default_candidates(wanted))
+            candidates = max(wanted, candidates if query.candidates is None else query.candidates)
             return hybrid(stmt, parts=parts, k=wanted, fusion=query.fusion, candidates=candidates)
         (part,) = query.parts
         if isinstance(part, Words):

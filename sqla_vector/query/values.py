@@ -10,20 +10,18 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Enum, SmallInteger
+import numpy as np
+from sqlalchemy import DateTime, Enum, Time, Uuid
 
-from sqla_vector.exc import InvalidFilter
+from sqla_vector.exc import InvalidFilter, shown
+from sqla_vector.schema import bits_of
 
-__all__ = ["as_json", "checked", "shown", "value_of"]
+__all__ = ["as_json", "checked", "has_order", "value_of"]
 
 LONGEST: Final = 10_000
 _LARGEST: Final = 2**63
-
-
-def shown(value: Any) -> str:
-    """Return a value as messages have it, however long it is."""
-    found = repr(value)
-    return found if len(found) <= 60 else f"{found[:60]}..."
+_DIGITS: Final = (131_072, 16_383)
+"""Of a number of PostgreSQL, before and after the point."""
 
 
 def checked(value: Any, field: str) -> Any:
@@ -83,7 +81,8 @@ def _decimal(value: Any) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise TypeError
     found = Decimal(str(value))
-    if not found.is_finite():
+    before, after = _DIGITS
+    if not found.is_finite() or found.adjusted() >= before or -int(found.as_tuple().exponent) > after:
         raise ValueError
     return found
 
@@ -120,7 +119,7 @@ def value_of(column: Any, value: Any, field: str) -> Any:
     type_ = column.type
     if isinstance(type_, Enum):
         return _member(type_, value, field)
-    kind = _kind(type_)
+    kind = uuid.UUID if isinstance(type_, Uuid) else _kind(type_)
     if kind is None:
         raise InvalidFilter(f"{field}: a filter does not compare columns of type {type_!r}")
     read, wanted = _READ[kind]
@@ -128,20 +127,36 @@ def value_of(column: Any, value: Any, field: str) -> Any:
         found = read(value)
     except (TypeError, ValueError, InvalidOperation):
         raise InvalidFilter(f"{field} is compared with {wanted}, got {shown(value)}") from None
-    if kind is int and not -(2 ** (_bits(type_) - 1)) <= found < 2 ** (_bits(type_) - 1):
-        raise InvalidFilter(f"{field} has numbers of {_bits(type_)} bits, and {found:,} is none")
-    return found
+    if kind is int and not -(2 ** (bits_of(type_) - 1)) <= found < 2 ** (bits_of(type_) - 1):
+        raise InvalidFilter(f"{field} has numbers of {bits_of(type_)} bits, and {found:,} is none")
+    if isinstance(type_, (DateTime, Time)):
+        return _in_zone(type_, found, field)
+    return str(found) if isinstance(type_, Uuid) and not type_.as_uuid else found
 
 
-def _bits(type_: Any) -> int:
-    # A driver would refuse it, or compare with another number.
-    return 16 if isinstance(type_, SmallInteger) else 64 if isinstance(type_, BigInteger) else 32
+def _in_zone(type_: DateTime | Time, value: Any, field: str) -> Any:
+    """Return a time as all databases understand it: in UTC, or without a zone where the column has none."""
+    if value.tzinfo is not None and (isinstance(type_, Time) or not type_.timezone):
+        raise InvalidFilter(f"{field} has times without a zone, and {value.isoformat()} has one")
+    if isinstance(type_, Time) or not type_.timezone:
+        return value
+    try:
+        return value.replace(tzinfo=datetime.UTC) if value.tzinfo is None else value.astimezone(datetime.UTC)
+    except OverflowError:
+        raise InvalidFilter(f"{field}: {value.isoformat()} is outside of the years 1 to 9999") from None
+
+
+def has_order(column: Any) -> bool:
+    """Tell whether all databases agree which of two values of a column is the larger."""
+    return not isinstance(column.type, Enum) and _kind(column.type) is not bool
 
 
 def _member(type_: Enum, value: Any, field: str) -> Any:
-    if not isinstance(value, str) or value not in type_.enums:
-        raise InvalidFilter(f"{field} is one of {', '.join(map(str, type_.enums))}, got {shown(value)}")
-    return value if type_.enum_class is None else type_.enum_class[value]
+    # By their names, whatever the database has of them.
+    members: Any = {name: name for name in type_.enums} if type_.enum_class is None else type_.enum_class.__members__
+    if not isinstance(value, str) or value not in members:
+        raise InvalidFilter(f"{field} is one of {', '.join(members)}, got {shown(value)}")
+    return members[value]
 
 
 def _kind(type_: Any) -> type | None:
@@ -160,7 +175,12 @@ def as_json(value: Any, column: Any, field: str) -> Any:
         InvalidFilter: JSON has no such value.
     """
     if isinstance(value, enum.Enum):
-        return value.name
+        # Elsewhere a member of StrEnum or IntEnum is what it is made of.
+        return value.name if isinstance(column.type, Enum) else checked(value.value, field)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, Decimal) and _kind(column.type) is float:
+        value = float(value)
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat()
     if isinstance(value, (Decimal, uuid.UUID)):

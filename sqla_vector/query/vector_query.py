@@ -11,10 +11,9 @@ from typing import Any, Final
 import numpy as np
 
 from sqla_vector.coercion import as_array
-from sqla_vector.exc import InvalidQuery, InvalidVector, VectorError
-from sqla_vector.fusion import RRF, Fusion, Weighted
-from sqla_vector.query.filters import Filter, both, filter_from_json, filter_of
-from sqla_vector.query.values import shown
+from sqla_vector.exc import InvalidQuery, InvalidVector, VectorError, shown
+from sqla_vector.fusion import LEAST_WEIGHT, MOST_WEIGHT, RRF, Fusion, Weighted
+from sqla_vector.query.filters import Filter, both, checked_size, filter_from_json, filter_of
 
 __all__ = ["Near", "VectorQuery", "Words"]
 
@@ -135,6 +134,8 @@ class VectorQuery:
             raise InvalidQuery(f"a query has {MAX_PARTS} parts at most, got {len(self.parts)}")
         if self.filter is not None and not isinstance(self.filter, Filter):
             raise InvalidQuery(f"filter is a Filter, got {type(self.filter).__name__}; use where()")
+        if self.filter is not None:
+            checked_size(self.filter)
         _check_whole(self.k, "k", 1, MAX_K)
         if self.candidates is not None:
             _check_whole(self.candidates, "candidates", self.k, MAX_CANDIDATES)
@@ -180,7 +181,11 @@ class VectorQuery:
         self, text: str, *, fusion: Fusion | None = None, candidates: int | None = None, **options: Any
     ) -> VectorQuery:
         """Add a search for words to that for vectors, and say how the two are fused."""
-        return replace(self.matching(text, **options), fusion=fusion, candidates=candidates)
+        return replace(
+            self.matching(text, **options),
+            fusion=self.fusion if fusion is None else fusion,
+            candidates=self.candidates if candidates is None else candidates,
+        )
 
     def where(self, *criteria: Any) -> VectorQuery:
         """Leave rows out that do not meet criteria: SQLAlchemy's, of a documented subset, or :class:`Filter`."""
@@ -247,8 +252,9 @@ class VectorQuery:
             InvalidVector: a vector is none.
         """
         given = _object(data, "a query", _KEYS)
-        if given.pop("version", None) != VERSION:
-            raise InvalidQuery(f"a query has version {VERSION} here, got {shown(dict(data).get('version'))}")  # type: ignore[call-overload]
+        version = given.pop("version", None)
+        if type(version) is not int or version != VERSION:
+            raise InvalidQuery(f"a query has version {VERSION} here, got {shown(version)}")
         options: dict[str, Any] = {key: given[key] for key in ("k", "candidates", "exact") if key in given}
         for key, to in (("rerank", "reranker"), ("include_source", "source")):
             if key in given:
@@ -380,17 +386,21 @@ def _check_whole(value: object, what: str, low: int, high: int) -> None:
 
 
 def _number(value: object, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    try:
+        found = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
+    except OverflowError:
+        found = math.inf
+    if not math.isfinite(found):
         raise InvalidQuery(f"{what} is a finite number, got {shown(value)}")
-    return float(value)
+    return found
 
 
 def _check_part(part: Near | Words) -> None:
     if part.name is not None:
         _check_name(part.name, "the name of a part")
     weight = _number(part.weight, "weight")
-    if weight <= 0.0:
-        raise InvalidQuery(f"weight is larger than 0, got {weight:g}")
+    if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise InvalidQuery(f"weight is larger than 0, from 0.000001 to 1,000,000, got {weight:g}")
     object.__setattr__(part, "weight", weight)
 
 

@@ -25,7 +25,7 @@ from sqla_vector.search.nearest import MAX_K
 from sqla_vector.search.parts import Part, text_part, vector_part
 from sqla_vector.search.statement import check_statement
 
-__all__ = ["hybrid"]
+__all__ = ["default_candidates", "hybrid"]
 
 MAX_PARTS = 32
 LEAST_CANDIDATES = 50
@@ -84,7 +84,7 @@ def hybrid(
     check_statement(stmt, "hybrid")
     check_whole_number(k, "k", 1, MAX_K)
     if candidates is None:
-        candidates = min(MAX_K, max(LEAST_CANDIDATES, 2 * k))
+        candidates = default_candidates(k)
     check_whole_number(candidates, "candidates", k, MAX_K)
     if fusion is not None and not isinstance(fusion, (RRF, Weighted)):
         raise InvalidOption(f"fusion= is rrf() or weighted(), got {type(fusion).__name__}")
@@ -106,6 +106,11 @@ def hybrid(
     elif any(one is not None for one in (vector, text, column)):
         raise InvalidOption("hybrid() takes parts=, or a column with vector= and text=; not both")
     return fused(stmt, _checked(parts), RRF() if fusion is None else fusion, k, candidates)
+
+
+def default_candidates(k: int) -> int:
+    """Return how many rows of each part are fused if it is not said."""
+    return min(MAX_K, max(LEAST_CANDIDATES, 2 * k))
 
 
 def fused(stmt: Select[Any], parts: Sequence[Part], fusion: Fusion, k: int, candidates: int) -> Select[Any]:

@@ -10,16 +10,23 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sqlalchemy import (
     BigInteger,
+    Column,
     Connection,
+    DateTime,
     Enum,
+    Integer,
     LargeBinary,
+    MetaData,
     Numeric,
     SmallInteger,
+    Table,
+    Uuid,
     and_,
     bindparam,
     create_engine,
@@ -37,11 +44,23 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqla_vector.exc import InvalidFilter
 from sqla_vector.query import AllOf, AnyOf, Compare, Filter, Not
 from sqla_vector.query.filters import MAX_COMPARISONS, MAX_DEPTH, MAX_VALUES, filter_from_json, filter_of
+from tests.support.backends import Backend
 
 
 class Colour(enum.Enum):
     RED = "r"
     GREEN = "g"
+
+
+class Lang(enum.StrEnum):
+    """Of a column of plain text."""
+
+    ENGLISH = "en"
+
+
+class Shade(enum.Enum):
+    LIGHT = "l"
+    DARK = "d"
 
 
 class Base(DeclarativeBase): ...
@@ -63,6 +82,9 @@ class Item(Base):
     token: Mapped[uuid.UUID | None]
     colour: Mapped[Colour | None] = mapped_column(Enum(Colour))
     size: Mapped[str | None] = mapped_column(Enum("s", "m"))
+    shade: Mapped[Shade | None] = mapped_column(Enum(Shade, values_callable=lambda all_: [one.value for one in all_]))
+    word: Mapped[str | None] = mapped_column(Uuid(as_uuid=False))
+    seen: Mapped[datetime.datetime | None] = mapped_column(DateTime(timezone=True))
     blob: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
@@ -129,6 +151,14 @@ CRITERIA = [
     Item.active,
     not_(Item.active),
     Item.active.is_(True),
+    Item.active.is_not(True),
+    not_(Item.active.is_(True)),
+    not_(or_(Item.active.is_(False), Item.views > 3)),
+    Item.lang == Lang.ENGLISH,
+    Item.shade == Shade.DARK,
+    Item.shade.in_([Shade.DARK]),
+    Item.word == str(uuid.UUID(int=7 * 10**30)),
+    Item.price > Decimal("1.25"),
     and_(Item.lang == "en", or_(Item.views > 3, Item.price <= 1.5)),
     not_(or_(Item.lang == "en", Item.views > 3)),
     Item.born == datetime.date(2026, 1, 2),
@@ -159,6 +189,8 @@ ROWS = [
         "token": uuid.UUID(int=number),
         "colour": (None, Colour.RED, Colour.GREEN)[number % 3],
         "size": ("s", "m")[number % 2],
+        "shade": (None, Shade.LIGHT, Shade.DARK)[number % 3],
+        "word": str(uuid.UUID(int=number * 10**30)),
     }
     for number in range(1, 40)
 ]
@@ -184,6 +216,10 @@ def test_a_criterion_finds_the_same_after_it_was_data(connection: Connection, nu
     again = filter_from_json(json.loads(json.dumps(filter_of(criterion).to_json()))).criterion(COLUMNS)
     assert found(connection, again) == found(connection, criterion)
     assert found(connection, criterion)
+
+
+def test_a_number_of_numpy_is_a_number() -> None:
+    assert filter_of(Item.views == np.int64(3)) == Compare("views", "eq", 3)
 
 
 small = st.integers(-1, 7)
@@ -312,6 +348,7 @@ ENEMIES: list[Any] = [
     {"all": [{"all": [{"any": []}] * 100}] * 100},
     nested(MAX_DEPTH + 1),
     nested(900),
+    {"all": [{"field": "views", "op": "in", "value": list(range(MAX_VALUES))}] * 11},
 ]
 
 
@@ -337,6 +374,13 @@ def test_data_that_is_no_filter_is_refused(enemy: Any) -> None:
         ("price", False),
         ("cost", "1; DROP TABLE item"),
         ("cost", "NaN"),
+        ("cost", "1e140000"),
+        ("cost", "1e-20000"),
+        ("at", "2026-01-01T12:00:00+02:00"),
+        ("hour", "10:00:00-23:59"),
+        ("seen", "9999-12-31T23:59:59-14:00"),
+        ("word", "zzz"),
+        ("shade", "l"),
         ("active", 1),
         ("born", "yesterday"),
         ("born", 3),
@@ -353,6 +397,30 @@ def test_a_value_of_another_type_than_the_attribute_is_refused(field: str, value
     given_ = {"eq": value, "lt": value, "in": [value], "between": [value, value]}[op]
     with pytest.raises(InvalidFilter, match=field):
         Compare(field, op, given_).criterion(COLUMNS)
+
+
+@pytest.mark.parametrize(("field", "value"), [("active", True), ("colour", "RED"), ("size", "s")])
+def test_what_databases_do_not_order_is_not_ordered(field: str, value: Any) -> None:
+    for op in ("lt", "le", "gt", "ge"):
+        with pytest.raises(InvalidFilter, match=f"{field} has values that databases do not order"):
+            Compare(field, op, value).criterion(COLUMNS)  # type: ignore[arg-type]
+    with pytest.raises(InvalidFilter, match="do not order"):
+        Compare(field, "between", [value, value]).criterion(COLUMNS)
+
+
+@pytest.mark.backends("psycopg", "asyncpg", "pysqlite3", "aiosqlite")
+def test_a_moment_is_the_same_in_every_zone(backend: Backend) -> None:
+    table = Table("t", MetaData(), Column("id", Integer, primary_key=True), Column("at", DateTime(timezone=True)))
+    moments = [datetime.datetime(2026, 1, 1, hour, tzinfo=datetime.UTC) for hour in (10, 12)]
+
+    def check(connection: Connection) -> None:
+        table.create(connection)
+        connection.execute(insert(table), [{"id": n, "at": at} for n, at in enumerate(moments, start=1)])
+        for said in ("2026-01-01T10:00:00", "2026-01-01T12:00:00+02:00", "2026-01-01T10:00:00Z"):
+            criterion = Compare("at", "eq", said).criterion({"at": table.c.at})
+            assert list(connection.scalars(select(table.c.id).where(criterion))) == [1]
+
+    backend.run_connection(backend.make_engine(), check)
 
 
 def test_an_attribute_that_is_not_allowed_is_not_reached() -> None:

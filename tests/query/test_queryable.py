@@ -335,6 +335,14 @@ def test_sources_are_merged_by_similarity(t: Tracked) -> None:
     assert {one.source for one in found} == {"english", "all"}
 
 
+def test_candidates_by_default_are_no_more_than_allowed(t: Tracked) -> None:
+    queryable = Queryable(t.base.Article, max_k=20, max_candidates=20)
+    query = VectorQuery().similar_to("other", np.ones(DIM)).hybrid("tea", index="ix_article_title").top(20)
+    stmt = str(queryable.select(query))
+    assert "LIMIT 20" in stmt
+    assert "LIMIT 40" not in stmt
+
+
 @pytest.mark.backends("pysqlite3")
 def test_what_cannot_be_merged_is_refused(t: Tracked) -> None:
     articles = Queryable(t.base.Article)

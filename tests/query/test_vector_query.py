@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sqla_vector.exc import InvalidFilter, InvalidQuery, InvalidText, InvalidVector, VectorError
+from sqla_vector.exc import InvalidFilter, InvalidOption, InvalidQuery, InvalidText, InvalidVector, VectorError
 from sqla_vector.fusion import rrf, weighted
-from sqla_vector.query import Compare, VectorQuery
+from sqla_vector.query import AnyOf, Compare, VectorQuery
 from sqla_vector.query.vector_query import LONGEST_JSON, LONGEST_TEXT, MAX_K, MAX_PARTS
 from tests.query.test_filters import Item, filters
 
@@ -119,6 +121,8 @@ GOOD = VectorQuery().similar_to("embedding", [1.0]).to_dict()
         ({"version": 2}, "version 1 here, got 2"),
         ({"version": None}, "version 1 here"),
         ({"version": "1"}, "version 1 here"),
+        ({"version": True}, "version 1 here"),
+        ({"version": 1.0}, "version 1 here"),
         ({"K": 3}, "has no 'K'"),
         ({"__class__": "x"}, "has no '__class__'"),
         ({"k": 0}, "k is a whole number"),
@@ -143,6 +147,9 @@ GOOD = VectorQuery().similar_to("embedding", [1.0]).to_dict()
         ({"near": [{"field": "e", "text": "a" * (LONGEST_TEXT + 1)}]}, "characters at most"),
         ({"near": [{"field": "e", "text": "a", "exact": True}]}, "has no 'exact'"),
         ({"near": [{"field": "e", "text": "a", "weight": 0}]}, "weight is larger than 0"),
+        ({"near": [{"field": "e", "text": "a", "weight": 1e308}]}, "weight is larger than 0"),
+        ({"near": [{"field": "e", "text": "a", "weight": 10**400}]}, "weight is a finite number"),
+        ({"near": [{"field": "e", "text": "a", "max_distance": 10**400}]}, "max_distance is a finite number"),
         ({"near": [{"field": "e", "text": "a", "weight": "1"}]}, "weight is a finite number"),
         ({"near": [{"field": "e", "text": "a", "max_distance": "x"}]}, "max_distance is a finite number"),
         ({"near": [{"field": "e", "text": "a", "max_distance": 1, "min_similarity": 1}]}, "not both"),
@@ -164,7 +171,21 @@ def test_data_that_is_no_query_is_refused(change: dict[str, Any], message: str) 
 
 
 @pytest.mark.parametrize(
-    "vector", [[], [[1.0]], ["1"], "1", [None], {"a": 1}, 3, [float("nan")], [10**400], [1.0] * 16_001]
+    "vector",
+    [
+        [],
+        [[1.0]],
+        [[[1], [1, 2]]],
+        [["a", ""]],
+        ["1"],
+        "1",
+        [None],
+        {"a": 1},
+        3,
+        [float("nan")],
+        [10**400],
+        [1.0] * 16_001,
+    ],
 )
 def test_a_vector_that_is_none_is_refused(vector: Any) -> None:
     with pytest.raises(InvalidVector):
@@ -194,6 +215,48 @@ def test_a_vector_that_is_none_is_refused(vector: Any) -> None:
 def test_text_that_is_no_query_is_refused(text: str | bytes) -> None:
     with pytest.raises((InvalidQuery, InvalidFilter)):
         VectorQuery.from_json(text)
+
+
+def test_a_message_is_short_whatever_was_given() -> None:
+    deep: Any = []
+    for _ in range(sys.getrecursionlimit()):
+        deep = [deep]
+    for change in (
+        {"k": deep},
+        {"k": 10**5000},
+        {"fusion": {"type": "weighted", "normalize": "x" * 1_000_000}},
+        {"fusion": {"type": "weighted", "alpha": "x" * 1_000_000}},
+        {"fusion": {"type": "rrf", "k": "x" * 1_000_000}},
+    ):
+        with pytest.raises((InvalidQuery, InvalidOption)) as refused:
+            VectorQuery.from_dict({**GOOD, **change})
+        assert len(str(refused.value)) < 300
+
+
+def test_what_is_nested_in_a_vector_is_not_read() -> None:
+    # NumPy would make an array of it that has a hundred thousand times the size of the JSON.
+    nested = ["x" * 500_000, *[""] * 1_000]
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidVector, match="element 0 is nested"):
+            VectorQuery.from_dict({**GOOD, "near": [{"field": "e", "vector": [nested]}]})
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_method_keeps_what_it_is_not_told() -> None:
+    query = VectorQuery(fusion=rrf(7)).similar_to("e", [1.0]).rerank("r", candidates=200).hybrid("tea")
+    assert (query.candidates, query.fusion) == (200, rrf(7))
+
+
+def test_a_filter_that_was_put_together_is_no_longer_than_one_of_json() -> None:
+    query = VectorQuery().similar_to("e", [1.0])
+    for number in range(25):
+        query = query.where(AnyOf(tuple(Compare("n", "eq", 4 * number + n) for n in range(4))))
+    assert VectorQuery.from_json(query.to_json()) == query
+    with pytest.raises(InvalidFilter, match="100 comparisons at most"):
+        query.where(Compare("n", "eq", 1))
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e999"])
