@@ -125,6 +125,13 @@ def test_an_index_whose_build_was_interrupted_is_built_anew(tmp_path, backend: B
         ({"metric": "l2", "method": "ivfflat", "lists": 3}, {"metric": "l2", "method": "ivfflat", "lists": 4}),
         ({"metric": "l2", "method": "ivfflat", "lists": 3}, {"metric": "l2", "method": "ivfflat"}),
         ({"metric": "l2", "method": "ivfflat"}, {"metric": "cosine", "method": "ivfflat"}),
+        # The values keep their places, and searches would look for the one among the other.
+        ({"metric": "l2", "include": ("lang", "slug")}, {"metric": "l2", "include": ("slug", "lang")}),
+        ({"metric": "l2", "partition_by": ("lang", "slug")}, {"metric": "l2", "partition_by": ("slug", "lang")}),
+        (
+            {"metric": "l2", "method": "ivfflat", "include": ("lang",), "partition_by": "slug"},
+            {"metric": "l2", "method": "ivfflat", "include": ("slug",), "partition_by": "lang"},
+        ),
     ],
     ids=[
         "metric",
@@ -139,6 +146,9 @@ def test_an_index_whose_build_was_interrupted_is_built_anew(tmp_path, backend: B
         "number of lists",
         "any number of lists",
         "metric of lists",
+        "order",
+        "order of partitions",
+        "exchanged",
     ],
 )
 def test_every_difference_of_an_index_on_sqlite_is_found(tmp_path, backend: Backend, before, after):

@@ -285,13 +285,14 @@ def test_a_batch_keeps_the_index(tmp_path, backend):
 @SQLITE
 def test_renames_keep_the_index_and_show_no_drift(tmp_path, backend):
     project = Project(tmp_path, backend)
-    before = models("title", "body", more=[UniqueConstraint("my note")])
+    before = models("title", "body", more=[UniqueConstraint("my note"), UniqueConstraint("id", "title")])
     backend.create_all(project.engine, before)
     backend.run_connection(project.engine, lambda c: fill(c, before))
     project.write(
         "op.rename_table('article', 'news')\nop.execute('ALTER TABLE news RENAME COLUMN title TO headline')\n"
         "with op.batch_alter_table('news', recreate='always') as batch:\n"
-        "    batch.alter_column('body', new_column_name='text')"
+        "    batch.alter_column('body', new_column_name='text')\n"
+        'op.execute(\'ALTER TABLE news RENAME COLUMN "my note" TO "a note"\')'
     )
     project.upgrade()
     after = MetaData()
@@ -301,7 +302,8 @@ def test_renames_keep_the_index_and_show_no_drift(tmp_path, backend):
         Column("id", Integer, primary_key=True),
         Column("headline", String(50)),
         Column("text", Text),
-        Column("my note", String(50), unique=True),
+        Column("a note", String(50), unique=True),
+        UniqueConstraint("id", "headline"),
         text_index("ix_article_text", "headline", "text"),
     )
     assert project.drift(after) == []

@@ -14,7 +14,7 @@ from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, Reflect
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
-from sqla_vector.dialects.sqlite.differing import statements_differ
+from sqla_vector.dialects.sqlite.differing import statements_differ, without_schema
 from sqla_vector.dialects.sqlite.index import creatable, vec0_index
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
@@ -77,7 +77,7 @@ class SQLiteMigration:
     ) -> str | None:
         vec0 = vec0_index(index)
         assert vec0 is not None
-        statements = Vec0Statements(vec0, connection.dialect.identifier_preparer).create()
+        statements = Vec0Statements(vec0, without_schema(connection.dialect.identifier_preparer)).create()
         return statements_differ(found.definition, statements)
 
     def reflect_texts(self, connection: Connection, schema: str | None) -> list[ReflectedText]:

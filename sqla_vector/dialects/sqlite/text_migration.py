@@ -12,7 +12,7 @@ from sqla_vector.dialects.migration import BuildOptions, ReflectedText, Runner
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
 from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
-from sqla_vector.dialects.sqlite.differing import statements_differ
+from sqla_vector.dialects.sqlite.differing import statements_differ, without_schema
 from sqla_vector.dialects.sqlite.fts5 import Fts5Statements, drop_fts5_statements, fts5_index
 from sqla_vector.dialects.sqlite.fts5_reflection import find_fts5_tables, reflect_fts5
 from sqla_vector.exc import MigrationError
@@ -34,7 +34,9 @@ def text_difference(connection: Connection, index: Index, found: ReflectedText) 
     """Return in what an index differs from its declaration, None if in nothing."""
     fts5 = fts5_index(index)
     assert fts5 is not None
-    return statements_differ(found.definition, Fts5Statements(fts5, connection.dialect.identifier_preparer).create())
+    return statements_differ(
+        found.definition, Fts5Statements(fts5, without_schema(connection.dialect.identifier_preparer)).create()
+    )
 
 
 def create_text_index(run: Runner, index: Index, build: BuildOptions) -> None:
