@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, UniqueConstraint, event, text
+from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table, Text, UniqueConstraint, event, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
-from sqla_vector import HalfVector, Vector, vector_index
+from sqla_vector import HalfVector, Vector, text_index, vector_index
 from tests.support.backends import Backend
 from tests.support.migrations import Project
 
@@ -96,23 +96,28 @@ def test_the_default_schema_may_be_named(tmp_path, backend: Backend):
 
 
 @VEC0
-def test_attached_databases_migrate_as_schemas(tmp_path, backend: Backend):
+@pytest.mark.parametrize("name", ["other", "the other", "other-db"])
+def test_attached_databases_migrate_as_schemas(tmp_path, backend: Backend, name: str):
     engine = backend.make_engine()
 
     @event.listens_for(engine, "connect")
     def attach(dbapi_connection: Any, record: Any) -> None:
-        dbapi_connection.execute(f"ATTACH '{tmp_path}/other.db' AS other")
+        dbapi_connection.execute(f"ATTACH '{tmp_path}/other.db' AS \"{name}\"")
 
     def declare(metric: str) -> MetaData:
         metadata = MetaData()
-        for schema in (None, "other"):
+        for schema in (None, name):
             Table(
                 "item",
                 metadata,
                 Column("id", Integer, primary_key=True),
                 Column("lang", String(4)),
+                Column("body", Text),
+                Column("body_embedding", Vector(8)),
                 Column("embedding", Vector(8)),
                 vector_index("ix_item", "embedding", metric=metric if schema else "l1", include=("lang",)),
+                vector_index("ix_item_lists", "body_embedding", metric="l2", method="ivfflat"),
+                text_index("ix_item_text", "body"),
                 schema=schema,
             )
         return metadata

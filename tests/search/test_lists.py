@@ -590,12 +590,13 @@ def test_everything_of_it_is_hidden_reflected_and_dropped(backend, engine):
     backend.run_connection(engine, check)
 
 
-def test_it_works_in_an_attached_database(backend, tmp_path, engine):
-    metadata = MetaData(schema="other")
+@pytest.mark.parametrize("name", ["other", "the other", "a.b-c"])
+def test_it_works_in_an_attached_database(backend, tmp_path, engine, name):
+    metadata = MetaData(schema=name)
     table = make_table(metadata, key=String(9), metric="cosine", lists=LISTS)
 
     def check(connection: Connection) -> None:
-        connection.exec_driver_sql("ATTACH ? AS other", (str(tmp_path / "other.db"),))
+        connection.exec_driver_sql(f'ATTACH ? AS "{name}"', (str(tmp_path / "other.db"),))
         table.create(connection)
         fill(connection, table, clustered())
         assert train(connection, index_of(table)).rows == ROWS

@@ -21,8 +21,8 @@ from sqla_vector.schema import VectorIndexKey, vector_indexes
 
 __all__ = ["explain", "served_by", "why_unused"]
 
-_VEC0_SCAN: Final = re.compile(r"SCAN (?:\S+\.)?([^\s.]+) VIRTUAL TABLE INDEX")
-_LISTS: Final = re.compile(r"S(?:CAN|EARCH) (?:\S+\.)?([^\s.]+)_chunks USING")
+_VEC0_SCAN: Final = re.compile(r"SCAN (?:.+\.)?([^\s.]+) VIRTUAL TABLE INDEX")
+_LISTS: Final = re.compile(r"S(?:CAN|EARCH) (?:.+\.)?([^\s.]+)_chunks USING")
 
 
 class ExplainQueryPlan(Executable, ClauseElement):
