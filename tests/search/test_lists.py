@@ -32,7 +32,7 @@ from sqla_vector.dialects.sqlite import ivf, ivf_functions
 from sqla_vector.dialects.sqlite.index import vec0_index
 from sqla_vector.dialects.sqlite.ivf import Lists, lists_of, train
 from sqla_vector.dialects.sqlite.statements import Vec0Statements
-from sqla_vector.tuning import explain_nearest
+from sqla_vector.tuning import explain_nearest, optimize
 from tests.support.brute_force import assert_equal
 from tests.support.brute_force import nearest as brute_force
 
@@ -59,7 +59,7 @@ def make_table(metadata: MetaData | None = None, *, key: Any = Integer, type_: A
         Column("tenant", String(5), nullable=False),
         Column("weight", Float),
         Column("embedding", type_ or Vector(DIM)),
-        *([vector_index("ix_item", "embedding", method="ivfflat", **options)] if options else []),
+        *([vector_index("ix_item", "embedding", **{"method": "ivfflat", **options})] if options else []),
     )
 
 
@@ -535,6 +535,35 @@ def test_what_is_no_index_in_lists_is_not_trained(backend, engine):
     backend.run_connection(engine, check)
 
 
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"metric": "cosine", "lists": LISTS},
+        {"metric": "l2", "lists": LISTS, "include": ("language",)},
+        {"metric": "l2", "lists": LISTS, "precision": "binary"},
+        {"metric": "l2", "method": "hnsw"},
+    ],
+    ids=["metric", "include", "precision", "method"],
+)
+def test_an_index_that_differs_from_its_declaration_is_not_trained_and_stays_as_it_is(backend, engine, declared):
+    before = make_table(metric="l2", lists=LISTS)
+    after = make_table(**declared)
+
+    def check(connection: Connection) -> None:
+        before.create(connection)
+        rows = fill(connection, before, clustered())
+        kept = "SELECT name, sql FROM sqlite_master ORDER BY name"
+        was = connection.exec_driver_sql(kept).all()
+        with pytest.raises(IndexNotUsable, match="ix_item in the database differs from its declaration"):
+            optimize(connection, after.c.embedding)
+        assert connection.exec_driver_sql(kept).all() == was
+        connection.execute(insert(before), {**rows[0], "id": ROWS + 1})
+        assert lists_of(connection, index_of(before)).rows == ROWS + 1
+        assert train(connection, index_of(before)).count == LISTS
+
+    backend.run_connection(engine, check)
+
+
 def test_three_columns_may_divide_an_index_in_lists(backend, engine):
     names = [f"c{number}" for number in range(4)]
 
@@ -575,6 +604,7 @@ def test_everything_of_it_is_hidden_reflected_and_dropped(backend, engine):
             found = index.dialect_kwargs["sqlite_vector"]
             assert (found.method, found.options, found.precision) == (spec.method, spec.options, spec.precision)
             assert (found.include, found.partition_by) == (spec.include, spec.partition_by)
+            assert train(connection, index).count == 7
         stmt = nearest(select(reflected.c.id), reflected.c.embedding, clustered()[0], k=3, metric="l2")
         assert explain_nearest(connection, stmt).method == "ivfflat"
         connection.exec_driver_sql("ALTER TABLE item RENAME TO thing")

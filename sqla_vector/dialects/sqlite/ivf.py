@@ -13,8 +13,10 @@ from sqlalchemy.engine import Connection
 from sqla_vector.dialects.migration import quoted
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
+from sqla_vector.dialects.sqlite.differing import statements_differ, without_schema
 from sqla_vector.dialects.sqlite.index import Vec0Index, vec0_index
 from sqla_vector.dialects.sqlite.ivf_functions import UNTRAINED_ROWS
+from sqla_vector.dialects.sqlite.reflection import reflect_vec0
 from sqla_vector.dialects.sqlite.statements import Vec0Statements
 from sqla_vector.exc import IndexNotUsable
 
@@ -144,10 +146,11 @@ def train(connection: Connection, index: Index) -> Lists:
     it is committed.
 
     Raises:
-        IndexNotUsable: the database has no such index in lists.
+        IndexNotUsable: the database has no such index in lists, or another one than is declared.
     """
     vec0 = _usable(connection, index)
     begin(connection, to_write=True)
+    _check_is_declared(connection, vec0)
     preparer = copy(connection.dialect.identifier_preparer)
     preparer.schema_for_object = connection.schema_for_object  # type: ignore[assignment]
     statements = Vec0Statements(vec0, preparer).retrain()
@@ -157,3 +160,15 @@ def train(connection: Connection, index: Index) -> Lists:
     found = lists_of(connection, index)
     _log(found.name, found.trained_rows, found.count)
     return found
+
+
+def _check_is_declared(connection: Connection, vec0: Vec0Index) -> None:
+    """Refuse an index that was made from another declaration: the triggers stay, and would write as that one says."""
+    there = reflect_vec0(connection, connection.schema_for_object(vec0.table))
+    found = next((index for index in there if index.name == vec0.name), None)
+    declared = Vec0Statements(vec0, without_schema(connection.dialect.identifier_preparer)).create()
+    if found is None or statements_differ(found.statements, declared) is not None:
+        raise IndexNotUsable(
+            f"{vec0.name} in the database differs from its declaration, so it is not trained; migrate first, or drop "
+            "and create it"
+        )
