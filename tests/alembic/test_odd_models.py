@@ -96,6 +96,35 @@ def test_the_default_schema_may_be_named(tmp_path, backend: Backend):
 
 
 @VEC0
+def test_a_table_whose_name_is_like_that_of_an_index_s_own_does_not_drift(tmp_path, backend: Backend):
+    def declare(*names: str) -> MetaData:
+        metadata = MetaData()
+        Table(
+            "item",
+            metadata,
+            Column("id", Integer, primary_key=True),
+            Column("body", Text),
+            Column("embedding", Vector(8)),
+            vector_index("item_vec", "embedding", metric="l2"),
+            text_index("item_text", "body"),
+        )
+        for name in names:
+            Table(name, metadata, Column("id", Integer, primary_key=True), Column("secret", Text))
+        return metadata
+
+    project = Project(tmp_path, backend)
+    backend.create_all(project.engine, declare())
+    both = declare("item_vec_keys", "item_text_keys")
+    check_cycle(project, both)
+    assert names(project.drift(declare())) == ["remove_table", "remove_table"]
+    project.write("op.drop_vector_index('item_vec', 'item')\nop.drop_text_index('item_text', 'item')")
+    project.upgrade()
+    tables = [both.tables[name] for name in ("item_vec_keys", "item_text_keys")]
+    found = [backend.run_connection(project.engine, lambda c, t=t: c.execute(t.select()).all()) for t in tables]
+    assert found == [[], []]
+
+
+@VEC0
 @pytest.mark.parametrize("name", ["other", "the other", "other-db"])
 def test_attached_databases_migrate_as_schemas(tmp_path, backend: Backend, name: str):
     engine = backend.make_engine()

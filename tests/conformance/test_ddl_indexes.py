@@ -37,6 +37,7 @@ from sqla_vector import (
     nearest,
     vector_index,
 )
+from sqla_vector.tuning import optimize
 from tests.support.brute_force import assert_equal, engine_that_indexes, make_bits, make_vectors
 from tests.support.brute_force import nearest as brute_force
 
@@ -573,6 +574,62 @@ def test_a_fill_that_fails_leaves_nothing_of_the_index(backend, engine, key):
         assert has_index(connection)
 
     backend.run_connection(engine, check)
+
+
+SIDES = pytest.mark.parametrize("side", ["keys", "replaced", "centroids", "tuned"])
+
+
+@VEC0
+@SIDES
+def test_an_index_leaves_a_table_alone_whose_name_is_like_that_of_its_own(backend, engine, side):
+    index = vector_index("ix_item", "embedding", metric="l2")
+    table = Table("item", MetaData(), Column("id", Integer, primary_key=True), Column("embedding", Vector(2)), index)
+    name = f"ix_item_{side}"
+
+    def check(connection: Connection) -> None:
+        table.create(connection)
+        connection.exec_driver_sql(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, secret TEXT)")
+        connection.exec_driver_sql(f"INSERT INTO {name} VALUES (1, 'kept')")
+        assert sorted(inspect(connection).get_table_names()) == ["item", name]
+        with pytest.raises(IndexNotUsable, match=f"and {name} is the name of another one"):
+            optimize(connection, table.c.embedding)
+        connection.execute(insert(table), [{"id": 1, "embedding": [1, 2]}])
+        assert connection.scalars(nearest(select(table.c.id), table.c.embedding, [0, 0], k=1)).all() == [1]
+        index.drop(connection)
+        with pytest.raises(IndexNotUsable, match=f"and {name} is the name of another one"):
+            index.create(connection)
+        table.drop(connection)
+        assert connection.exec_driver_sql(f"SELECT * FROM {name}").all() == [(1, "kept")]
+        assert inspect(connection).get_table_names() == [name]
+
+    backend.run_connection(engine, check)
+
+
+@VEC0
+def test_an_index_leaves_the_tables_of_attached_databases_alone(backend, engine):
+    table = make_item()
+    (index,) = table.indexes
+
+    def check(connection: Connection) -> None:
+        connection.exec_driver_sql("ATTACH DATABASE ':memory:' AS side")
+        table.create(connection)
+        for columns in ("(id INTEGER)", "(number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE)"):
+            connection.exec_driver_sql(f"CREATE TABLE side.ix_item_keys {columns}")
+            index.drop(connection)
+            index.create(connection)
+            connection.exec_driver_sql("DROP TABLE side.ix_item_keys")
+
+    backend.run_connection(engine, check)
+
+
+@VEC0
+@SIDES
+def test_models_with_a_table_of_the_name_of_an_index_s_own_are_refused(backend, engine, side):
+    metadata = MetaData()
+    make_item(metadata)
+    Table(f"ix_item_{side}", metadata, Column("id", Integer, primary_key=True))
+    with pytest.raises(IndexNotUsable, match=f"and ix_item_{side} is the name of another one"):
+        backend.create_all(engine, metadata)
 
 
 def test_an_index_whose_creation_is_rolled_back_is_not_searched(backend):

@@ -283,6 +283,29 @@ def test_a_table_may_have_vectors_too(backend, engine):
     backend.run_connection(engine, check)
 
 
+@SQLITE
+@pytest.mark.parametrize("side", ["keys", "tuned", "centroids", "content"])
+def test_an_index_leaves_a_table_alone_whose_name_is_like_that_of_its_own(backend, engine, side):
+    table, name = make(), f"ix_article_text_{side}"
+    (index,) = table.indexes
+
+    def check(connection: Connection) -> None:
+        table.create(connection)
+        connection.exec_driver_sql(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY, secret TEXT)")
+        connection.exec_driver_sql(f"INSERT INTO {name} VALUES (1, 'kept')")
+        assert sorted(inspect(connection).get_table_names()) == ["article", name]
+        connection.execute(insert(table), ROWS)
+        assert found(connection, table) == [1, 2]
+        index.drop(connection)
+        if side != "content":
+            with pytest.raises(IndexNotUsable, match=f"and {name} is the name of another one"):
+                index.create(connection)
+        table.drop(connection)
+        assert connection.exec_driver_sql(f"SELECT * FROM {name}").all() == [(1, "kept")]
+
+    backend.run_connection(engine, check)
+
+
 def test_another_schema(backend, engine):
     def check(connection: Connection) -> None:
         create = "CREATE SCHEMA" if backend.family == "postgresql" else "ATTACH DATABASE ':memory:' AS"

@@ -36,6 +36,7 @@ from sqla_vector.dialects.sqlite.inspection import get_indexes, get_table_names,
 from sqla_vector.dialects.sqlite.ivf import note_created
 from sqla_vector.dialects.sqlite.nulls import VectorSQLCompiler
 from sqla_vector.dialects.sqlite.reflection import VEC0_TABLE
+from sqla_vector.dialects.sqlite.side_tables import check_names, check_names_are_free, only_ours
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
 from sqla_vector.dialects.sqlite.tuned import read_tuned
 from sqla_vector.exc import IndexNotUsable
@@ -72,6 +73,7 @@ class VectorDDLCompiler:
             check_fts5(text, settings_of(self.dialect))
             if create.if_not_exists and is_there(text, self.preparer, settings_of(self.dialect)):
                 return _NOTHING
+            check_names(text.table, text.name)
             return self._script(Fts5Statements(text, self.preparer).create())  # type: ignore[no-any-return]
         index = vec0_index(create.element)
         if index is None:
@@ -81,6 +83,7 @@ class VectorDDLCompiler:
         statements = Vec0Statements(index, self.preparer).create()
         if create.if_not_exists and exists(index, self.preparer, settings_of(self.dialect)):
             return _NOTHING
+        check_names(index.table, index.name)
         return self._script(statements)  # type: ignore[no-any-return]
 
     def visit_drop_index(self: Any, drop: DropIndex, **kw: Any) -> str:
@@ -124,7 +127,10 @@ class VectorExecutionContext:
         script = compiled.vector_script or []
         if compiled.schema_translate_map:
             translated = options.get("schema_translate_map", {})
-            script = [compiled.preparer._render_schema_translates(statement, translated) for statement in script]
+            script = [
+                type(statement)(compiled.preparer._render_schema_translates(statement, translated))
+                for statement in script
+            ]
         if isinstance(compiled.statement, DropTable):
             owned = _drop_owned(connection, dbapi_connection, compiled.statement.element)
             if owned:
@@ -135,7 +141,10 @@ class VectorExecutionContext:
         if script and _lost_its_column(connection, dbapi_connection, compiled.statement):
             context.statement = context.unicode_statement = _NOTHING
         elif script:
-            context.vector_script = script
+            rows, element = RawConnection(dbapi_connection).rows, compiled.statement.element
+            if isinstance(compiled.statement, CreateIndex):
+                check_names_are_free(dialect, rows, connection.schema_for_object(element.table), str(element.name))
+            context.vector_script = only_ours(dialect, rows, script)
             # The script runs before it, so that whichever statement fails the savepoint is rolled back.
             context.statement = context.unicode_statement = f"RELEASE SAVEPOINT {_SAVEPOINT}"
         return context

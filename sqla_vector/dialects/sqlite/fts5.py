@@ -24,6 +24,7 @@ from sqlalchemy.sql.compiler import IdentifierPreparer, SQLCompiler
 
 from sqla_vector.dialects.settings import Settings
 from sqla_vector.dialects.sqlite.beside import single_key, unique_constraints
+from sqla_vector.dialects.sqlite.side_tables import KEYS, REPLACED, drop_side_table
 from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
 from sqla_vector.exc import IndexNotUsable, PluginMissing
 from sqla_vector.text_index import TextIndexKey, text_index_key, text_indexes
@@ -38,8 +39,6 @@ __all__ = [
     "is_there",
 ]
 
-KEYS: Final = "_keys"
-REPLACED: Final = "_replaced"
 SOURCE: Final = "_source"
 TRIGGERS: Final = ("insert", "update", "delete", "replace", "replace_update")
 LABEL: Final = "sqla_vector text index"
@@ -280,4 +279,4 @@ def drop_fts5_statements(name: str, schema: str | None, preparer: IdentifierPrep
     quote = preparer.quote
     statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in TRIGGERS]
     statements += [f"DROP TABLE IF EXISTS {prefix}{quote(name)}", f"DROP VIEW IF EXISTS {prefix}{quote(name + SOURCE)}"]
-    return [*statements, *(f"DROP TABLE IF EXISTS {prefix}{quote(f'{name}{part}')}" for part in (REPLACED, KEYS))]
+    return [*statements, *(drop_side_table(f"{prefix}{quote(f'{name}{part}')}") for part in (REPLACED, KEYS))]

@@ -8,8 +8,9 @@ from typing import Final
 
 from sqlalchemy.engine import Connection
 
-from sqla_vector.dialects.sqlite.fts5 import KEYS, LABEL, REPLACED, SOURCE, TRIGGERS
+from sqla_vector.dialects.sqlite.fts5 import LABEL, SOURCE, TRIGGERS
 from sqla_vector.dialects.sqlite.reflection import master
+from sqla_vector.dialects.sqlite.side_tables import KEYS, REPLACED, index_of_side_table
 from sqla_vector.text_index import TextIndexSpec, weights_of_labels
 
 __all__ = ["FTS5_TABLE", "ReflectedFts5", "find_fts5_tables", "fts5_names", "reflect_fts5"]
@@ -17,7 +18,7 @@ __all__ = ["FTS5_TABLE", "ReflectedFts5", "find_fts5_tables", "fts5_names", "ref
 FTS5_TABLE: Final = "CREATE VIRTUAL TABLE%USING fts5(%"
 """What the SQL of an FTS5 table is LIKE."""
 
-_SHADOWS: Final = ("", "_data", "_idx", "_content", "_docsize", "_config", REPLACED, KEYS, SOURCE)
+_SHADOWS: Final = ("", "_data", "_idx", "_docsize", "_config", SOURCE)
 _COMMENT: Final = re.compile(rf"/\* {LABEL}: ([\w.$]+) ([A-D]+) \*/")
 _COLUMN: Final = re.compile(r't\.("(?:[^"]|"")*"|\w+) AS "?text_\d+\b')
 
@@ -45,7 +46,7 @@ def find_fts5_tables(connection: Connection, schema: str | None = None) -> dict[
 
 
 def fts5_names(connection: Connection, schema: str | None = None) -> set[str]:
-    """Return the names of all tables and views that text indexes made."""
+    """Return the names of the tables and views that are FTS5's, and of the views that it reads."""
     return {f"{name}{part}" for name in find_fts5_tables(connection, schema) for part in _SHADOWS}
 
 
@@ -59,7 +60,7 @@ def reflect_fts5(connection: Connection, schema: str | None = None) -> list[Refl
         "WHERE type IN ('trigger', 'view') OR (type = 'table' AND (name LIKE '%\\_keys' ESCAPE '\\' "
         "OR name LIKE '%\\_replaced' ESCAPE '\\'))"
     ).all()
-    known = {row.name: row for row in rows}
+    known = {row.name: row for row in rows if row.type != "table" or index_of_side_table(row.name, row.sql)}
     found = []
     for name, sql in fts5.items():
         insert, source = known.get(f"{name}_insert"), known[f"{name}{SOURCE}"]

@@ -28,6 +28,7 @@ from sqlalchemy.sql.compiler import IdentifierPreparer, SQLCompiler
 
 from sqla_vector.dialects.settings import Settings
 from sqla_vector.dialects.sqlite.beside import single_key
+from sqla_vector.dialects.sqlite.side_tables import CENTROIDS, KEYS, REPLACED
 from sqla_vector.dialects.sqlite.types import PLUGIN_HINT
 from sqla_vector.exc import IndexNotUsable, PluginMissing
 from sqla_vector.schema import IndexSpec, VectorIndexKey, index_key, vector_indexes
@@ -49,10 +50,6 @@ it is.  vec0 also parses no quoted names, and has hidden columns of its own.
 
 LIST: Final = "list"
 """What an index in lists calls the partition key that holds the list's number."""
-
-KEYS: Final = "_keys"
-REPLACED: Final = "_replaced"
-CENTROIDS: Final = "_centroids"
 
 _LISTS_CHUNK: Final = {"full": 64, "int8": 128, "binary": 256}
 """Rows a chunk in an index of lists, by precision.

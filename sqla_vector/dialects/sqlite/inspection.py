@@ -8,22 +8,30 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 
 from sqla_vector.dialects.sqlite.fts5_reflection import find_fts5_tables, fts5_names, reflect_fts5
-from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
+from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, master, reflect_vec0
+from sqla_vector.dialects.sqlite.side_tables import index_of_side_table
 from sqla_vector.schema import REFLECTED_SPEC
 from sqla_vector.text_index import REFLECTED_TEXT
 
 __all__ = ["get_indexes", "get_table_names", "get_view_names", "has_index"]
 
-_SHADOWS: Final = re.compile(
-    r"_(info|chunks|rowids|auxiliary|vector_chunks\d+|metadatachunks\d+|metadatatext\d+|keys|replaced|centroids|tuned)\Z"
-)
+_SHADOWS: Final = re.compile(r"_(info|chunks|rowids|auxiliary|vector_chunks\d+|metadatachunks\d+|metadatatext\d+)\Z")
 
 
 def get_table_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:
     """Leave out vec0 and FTS5 tables and their shadow tables."""
     names: list[str] = type(dialect).get_table_names(dialect, connection, schema, **kw)
     vec0, fts5 = find_vec0_tables(connection, schema), fts5_names(connection, schema)
-    return [name for name in names if name not in fts5 and name not in vec0 and _SHADOWS.sub("", name) not in vec0]
+    if not vec0 and not fts5:
+        return names
+    rows = connection.exec_driver_sql(f"SELECT name, sql FROM {master(connection, schema)} WHERE type = 'table'")
+    beside = {row.name: index_of_side_table(row.name, row.sql) for row in rows}
+    hidden = vec0.keys() | fts5
+    return [
+        name
+        for name in names
+        if name not in hidden and _SHADOWS.sub("", name) not in vec0 and beside.get(name) not in hidden
+    ]
 
 
 def get_view_names(dialect: Any, connection: Connection, schema: str | None = None, **kw: Any) -> list[str]:

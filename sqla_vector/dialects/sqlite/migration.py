@@ -17,6 +17,7 @@ from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
 from sqla_vector.dialects.sqlite.differing import statements_differ, without_schema
 from sqla_vector.dialects.sqlite.index import creatable, vec0_index
 from sqla_vector.dialects.sqlite.reflection import find_vec0_tables, reflect_vec0
+from sqla_vector.dialects.sqlite.side_tables import only_ours
 from sqla_vector.dialects.sqlite.statements import Vec0Statements, drop_statements
 from sqla_vector.dialects.sqlite.text_migration import (
     create_text_index,
@@ -128,7 +129,11 @@ class SQLiteMigration:
                 logger.warning("there is no vec0 table %s to drop", name)
                 return
             begin(connection)
-        for statement in drop_statements(name, schema, run.dialect.identifier_preparer):
+        statements = drop_statements(name, schema, run.dialect.identifier_preparer)
+        if connection is not None:
+            raw = RawConnection(connection.connection.dbapi_connection)
+            statements = only_ours(run.dialect, raw.rows, statements)
+        for statement in statements:
             run.execute(statement)
         if connection is not None:
             settings_of(run.dialect).vec0_changed = True

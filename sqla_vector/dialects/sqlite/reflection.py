@@ -9,7 +9,8 @@ from typing import Any, Final
 from sqlalchemy.engine import Connection
 from sqlalchemy.types import TypeEngine
 
-from sqla_vector.dialects.sqlite.index import CENTROIDS, LIST
+from sqla_vector.dialects.sqlite.index import LIST
+from sqla_vector.dialects.sqlite.side_tables import CENTROIDS, index_of_side_table
 from sqla_vector.dialects.sqlite.statements import SIDE_TABLES, TRIGGERS
 from sqla_vector.metrics import METRICS
 from sqla_vector.schema import IndexSpec
@@ -73,7 +74,7 @@ def reflect_vec0(connection: Connection, schema: str | None = None) -> list[Refl
         "WHERE type = 'trigger' OR (type = 'table' AND (name LIKE '%\\_keys' ESCAPE '\\' "
         "OR name LIKE '%\\_replaced' ESCAPE '\\' OR name LIKE '%\\_centroids' ESCAPE '\\'))"
     ).all()
-    known = {row.name: row for row in rows}
+    known = {row.name: row for row in rows if row.type == "trigger" or index_of_side_table(row.name, row.sql)}
     found = []
     for name, sql in vec0.items():
         insert = known.get(f"{name}_insert")

@@ -18,9 +18,9 @@ from sqlalchemy import Column
 from sqlalchemy.sql.compiler import IdentifierPreparer
 
 from sqla_vector.dialects.sqlite.beside import unique_constraints
-from sqla_vector.dialects.sqlite.index import CENTROIDS, KEYS, LIST, REPLACED, VECTOR, Vec0Index
+from sqla_vector.dialects.sqlite.index import LIST, VECTOR, Vec0Index
 from sqla_vector.dialects.sqlite.ivf_statements import ListStatements
-from sqla_vector.dialects.sqlite.tuned import TUNED
+from sqla_vector.dialects.sqlite.side_tables import CENTROIDS, KEYS, REPLACED, TUNED, drop_side_table
 
 __all__ = ["SIDE_TABLES", "TRIGGERS", "Vec0Statements", "drop_statements"]
 
@@ -285,6 +285,5 @@ def drop_statements(name: str, schema: str | None, preparer: IdentifierPreparer)
 
 def _drop_statements(name: str, prefix: str, quote: Callable[[str], str]) -> list[str]:
     statements = [f"DROP TRIGGER IF EXISTS {prefix}{quote(f'{name}_{event}')}" for event in TRIGGERS]
-    for table in (*(f"{name}{side}" for side in (REPLACED, KEYS, CENTROIDS, TUNED)), name):
-        statements.append(f"DROP TABLE IF EXISTS {prefix}{quote(table)}")
-    return statements
+    sides = (drop_side_table(f"{prefix}{quote(f'{name}{side}')}") for side in (REPLACED, KEYS, CENTROIDS, TUNED))
+    return [*statements, *sides, f"DROP TABLE IF EXISTS {prefix}{quote(name)}"]

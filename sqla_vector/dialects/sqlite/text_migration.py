@@ -15,6 +15,7 @@ from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
 from sqla_vector.dialects.sqlite.differing import statements_differ, without_schema
 from sqla_vector.dialects.sqlite.fts5 import Fts5Statements, drop_fts5_statements, fts5_index
 from sqla_vector.dialects.sqlite.fts5_reflection import find_fts5_tables, reflect_fts5
+from sqla_vector.dialects.sqlite.side_tables import only_ours
 from sqla_vector.exc import MigrationError
 
 __all__ = ["create_text_index", "drop_text_index", "reflect_texts", "text_difference"]
@@ -70,7 +71,11 @@ def drop_text_index(run: Runner, name: str, schema: str | None, *, if_exists: bo
                 return
             raise MigrationError(f"there is no text index {name} to drop")
         begin(connection)
-    for statement in drop_fts5_statements(name, schema, run.dialect.identifier_preparer):
+    statements = drop_fts5_statements(name, schema, run.dialect.identifier_preparer)
+    if connection is not None:
+        raw = RawConnection(connection.connection.dbapi_connection)
+        statements = only_ours(run.dialect, raw.rows, statements)
+    for statement in statements:
         run.execute(statement)
     if connection is not None:
         settings_of(run.dialect).vec0_changed = True

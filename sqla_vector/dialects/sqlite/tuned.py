@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Index
 from sqlalchemy.engine import Connection, Dialect
@@ -11,12 +11,10 @@ from sqlalchemy.engine import Connection, Dialect
 from sqla_vector.dialects.migration import quoted
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin
+from sqla_vector.dialects.sqlite.side_tables import TUNED, check_names_are_free, index_of_side_table
 from sqla_vector.dialects.tuned import TunedIndex, note_tuned
 
-__all__ = ["TUNED", "load", "read_tuned", "remember", "remembered"]
-
-TUNED: Final = "_tuned"
-"""What stands after an index's name in that of the table."""
+__all__ = ["load", "read_tuned", "remember", "remembered"]
 
 _Execute = Callable[..., Iterable[Any]]
 
@@ -26,12 +24,12 @@ def read_tuned(dialect: Dialect, execute: _Execute, vec0_tables: set[tuple[str |
     found = {}
     for schema in sorted({schema or "main" for schema, _ in vec0_tables}):
         tables = execute(
-            f"SELECT name FROM {quoted(dialect, schema)}.sqlite_master "
-            "WHERE type = 'table' AND substr(name, -6) = ? AND sql LIKE 'CREATE TABLE%(document TEXT NOT NULL)'",
+            f"SELECT name, sql FROM {quoted(dialect, schema)}.sqlite_master "
+            "WHERE type = 'table' AND substr(name, -6) = ?",
             TUNED,
         )
-        for (table,) in list(tables):
-            place = (None if schema == "main" else schema, table.removesuffix(TUNED))
+        for table, sql in list(tables):
+            place = (None if schema == "main" else schema, index_of_side_table(table, sql))
             if place in vec0_tables and (tuned := _read(dialect, execute, schema, table)) is not None:
                 found[place] = tuned
     note_tuned(settings_of(dialect), found)
@@ -53,7 +51,9 @@ def remembered(connection: Connection, index: Index) -> TunedIndex | None:
     """Return what is remembered of an index."""
     raw = RawConnection(connection.connection.dbapi_connection)
     schema, table = _place(connection, index)
-    if not list(raw.rows(f"PRAGMA {quoted(connection.dialect, schema)}.table_info({_name(connection, table)})")):
+    master = f"{quoted(connection.dialect, schema)}.sqlite_master"
+    rows = list(raw.rows(f"SELECT sql FROM {master} WHERE type = 'table' AND name = ?", table))
+    if not rows or index_of_side_table(table, rows[0][0]) is None:
         return None
     return _read(connection.dialect, raw.rows, schema, table)
 
@@ -62,6 +62,8 @@ def remember(connection: Connection, index: Index, tuned: TunedIndex | None) -> 
     """Write it beside an index, in the transaction, or remove it."""
     schema, table = _place(connection, index)
     name = quoted(connection.dialect, schema, table)
+    raw = RawConnection(connection.connection.dbapi_connection)
+    check_names_are_free(connection.dialect, raw.rows, schema, str(index.name), [TUNED])
     begin(connection)
     connection.exec_driver_sql(f"DROP TABLE IF EXISTS {name}")
     if tuned is not None:
@@ -74,7 +76,3 @@ def remember(connection: Connection, index: Index, tuned: TunedIndex | None) -> 
 def _place(connection: Connection, index: Index) -> tuple[str, str]:
     assert index.table is not None
     return connection.schema_for_object(index.table) or "main", f"{index.name}{TUNED}"
-
-
-def _name(connection: Connection, table: str) -> str:
-    return quoted(connection.dialect, table)
