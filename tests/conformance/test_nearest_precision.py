@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from sqlalchemy import Column, Connection, Integer, MetaData, Table, insert, select, text
+from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, insert, select, text, true
 
-from sqla_vector import Vector, nearest, nearest_each, vector_index
+from sqla_vector import Vector, cursor_of, nearest, nearest_each, page_after, vector_index
 from tests.support.brute_force import assert_equal, engine_that_indexes
 from tests.support.brute_force import nearest as brute_force
 
@@ -31,11 +32,11 @@ def ranking(key: int, metric: str) -> list[tuple[int, float]]:
     return brute_force(VECTORS, VECTORS[key], len(VECTORS), metric)
 
 
-def make_table(precision: str, metric: str) -> Table:
+def make_table(precision: str, metric: str, method: str = "hnsw", key_type: Any = Integer) -> Table:
     return Table(
         "digit",
         MetaData(),
-        Column("id", Integer, primary_key=True),
+        Column("id", key_type, primary_key=True),
         Column("label", Integer),
         Column("embedding", Vector(64)),
         vector_index(
@@ -43,6 +44,7 @@ def make_table(precision: str, metric: str) -> Table:
             "embedding",
             metric=metric,
             precision=precision,
+            method=method,
             include=("label",),
             value_range=16,
         ),
@@ -148,5 +150,68 @@ def test_vec0_serves_the_search_in_every_form(backend, precision):
         assert "ix_digit" not in exact
         assert "ix_digit" not in str(nearest(select(table.c.id), column, query, metric="l2").compile(connection))
         assert "ix_digit" not in str(nearest(select(table.c.id), column, query, k=4_097).compile(connection))
+
+    backend.run_connection(engine_that_indexes(backend), check)
+
+
+EQUAL = {key: VECTORS[1] if key % 3 == 0 else VECTORS[2] if key % 5 == 0 else VECTORS[key] for key in range(1, 701)}
+"""233 rows of one vector, 94 of another, and others."""
+
+
+@pytest.mark.backends("sqlite_stdlib", "pysqlite3", "aiosqlite")
+@PRECISIONS
+@pytest.mark.parametrize("method", ["hnsw", "ivfflat"])
+@pytest.mark.parametrize("key_type", [Integer, String])
+def test_equal_vectors_come_in_key_order_and_no_page_loses_one(backend, precision, method, key_type):
+    table = make_table(precision, "cosine", method=method, key_type=key_type)
+    named = (lambda key: key) if key_type is Integer else (lambda key: f"{key:04}")
+    groups = [sorted(named(k) for k in EQUAL if EQUAL[k] is VECTORS[of]) for of in (1, 2)]
+
+    def check_first(found: list[Any]) -> None:
+        for group in groups:
+            of_group = [key for key in found if key in set(group)]
+            assert of_group == group[: len(of_group)]
+
+    def check(connection: Connection) -> None:
+        table.create(connection)
+        rows = [{"id": named(k), "label": int(DIGITS.target[k - 1]), "embedding": v} for k, v in EQUAL.items()]
+        connection.execute(insert(table), rows)
+        column = table.c.embedding
+        # Among the queries are those to which the equal vectors are neither the nearest nor far away.
+        queries = [VECTORS[1], *(VECTORS[key] for key, label in LABELS.items() if label == LABELS[1])][:12]
+        for query in queries:
+            for k in (1, 7, 30):
+                check_first([row.id for row in connection.execute(nearest(select(table.c.id), column, query, k=k))])
+        stmt = nearest(select(table.c.id), column, queries[0], k=10)
+        assert connection.scalars(stmt).all() == groups[0][:10]
+        assert connection.scalars(stmt.offset(50)).all() == groups[0][50:60]
+        each = connection.execute(nearest_each(select(table.c.id), column, queries, k=7)).all()
+        assert [row.id for row in each if row.query == 0] == groups[0][:7]
+        for number in range(len(queries)):
+            check_first([row.id for row in each if row.query == number])
+        for where in (true(), table.c.label == table.c.label, table.c.label < 100):
+            stmt = nearest(select(table.c.id).where(where), column, queries[0], k=20)
+            paged: list[Any] = []
+            page = connection.execute(stmt).all()
+            while page and len(paged) < len(groups[0]):
+                paged += [row.id for row in page]
+                page = connection.execute(page_after(stmt, cursor_of(stmt, page[-1]))).all()
+            assert paged[: len(groups[0])] == groups[0]
+
+    backend.run_connection(engine_that_indexes(backend), check)
+
+
+@pytest.mark.backends("pysqlite3", "aiosqlite")
+@pytest.mark.parametrize("precision", ["int8", "binary"])
+@pytest.mark.parametrize("method", ["hnsw", "ivfflat"])
+def test_more_equal_vectors_than_vec0_returns(backend, precision, method):
+    table = make_table(precision, "l2", method=method)
+
+    def check(connection: Connection) -> None:
+        table.create(connection)
+        connection.execute(insert(table), [{"id": key, "embedding": VECTORS[1]} for key in range(4_200, 0, -1)])
+        stmt = nearest(select(table.c.id), table.c.embedding, VECTORS[2], k=5)
+        assert connection.scalars(stmt).all() == [1, 2, 3, 4, 5]
+        assert connection.scalars(stmt.offset(300)).all() == [301, 302, 303, 304, 305]
 
     backend.run_connection(engine_that_indexes(backend), check)

@@ -7,7 +7,9 @@ scan stands in, so that k rows are found whenever there are k.
 
 vec0 compares in single precision and in its own order, so rows that are as far as the last one up to rounding come
 along, and the statement sorts them by the exact distance.  A list gives one row more than is wanted: only if there are
-more rows up to that distance than wanted, a second scan fetches all of them.
+more rows up to that distance than wanted, a second scan fetches all of them.  At reduced precision equal vectors, which
+are in one list and have equal codes, are candidates together or not at all: of a list that has more rows than it gave,
+those that tie with its last are left out, and a second scan fetches those that are as near as the last that is wanted.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from typing import Final
 from sqla_vector.dialects.scope import StatementScope
 from sqla_vector.dialects.sqlite.index import LIST, VECTOR, Vec0Index
 from sqla_vector.dialects.sqlite.ivf_statements import ListStatements
-from sqla_vector.dialects.sqlite.search_parts import MAX_K, as_metadata, at_most, exact_keys, keys_of, with_ctes
+from sqla_vector.dialects.sqlite.search_parts import (
+    MAX_K,
+    as_metadata,
+    at_most,
+    exact_keys,
+    keys_of,
+    whole_ties,
+    with_ctes,
+)
 
 __all__ = ["from_lists"]
 
@@ -54,8 +64,7 @@ def from_lists(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     source = f"FROM {prefix}{preparer.quote(index.name)} WHERE {VECTOR} MATCH {stored} AND k = "
     inner = "".join(f" AND {criterion}" for criterion in inside)
     if scope.criterion.many:
-        constraint = f" AND {LIST} IN ({probed}){inner}"
-        return _for_each(scope, index, prefix, distance, oversample, source, constraint)
+        return _for_each(scope, index, prefix, distance, oversample, source, probed, inner)
     ctes = [f"nearest_lists AS MATERIALIZED ({probed})"]
     constraint = f" AND {LIST} IN (SELECT value FROM nearest_lists){inner}"
     wanted = scope.wanted_sql
@@ -64,26 +73,39 @@ def from_lists(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     if index.precision != "full":
         share = f"{count} / max(1, min({_SHARES}, (SELECT count(*) FROM nearest_lists) / {_FAIR}))"
         of_list = f"min({MAX_K}, max({wanted} * 2, {share}))"
-    first = f"SELECT rowid AS number, distance AS d {source}{of_list}{constraint}"
-    ctes.append(f"nearest_top AS MATERIALIZED ({first})")
-    instead = [f"(SELECT count(*) FROM nearest_top) < {wanted}"]
-    if scope.offset_sql is not None:
-        instead.append(f"{wanted} >= {MAX_K}")
     if index.precision == "full":
-        ctes.append(
-            "nearest_last AS MATERIALIZED "
-            f"(SELECT {_up_to(index)} AS d FROM nearest_top ORDER BY nearest_top.d LIMIT 1 OFFSET {wanted} - 1)"
-        )
+        first = f"SELECT rowid AS number, distance AS d {source}{of_list}{constraint}"
+    else:
+        first = _by_lists(scope, index, "nearest_lists", source, of_list, inner)
+    ctes.append(f"nearest_top AS MATERIALIZED ({first})")
+    # Of equal codes vec0 computes equal distances; only between vectors there is rounding.
+    up_to = _up_to(index) if index.precision == "full" else "d"
+    last = f"SELECT {up_to} AS d FROM nearest_top ORDER BY nearest_top.d LIMIT 1 OFFSET {wanted} - 1"
+    ctes.append(f"nearest_last AS MATERIALIZED ({last})")
+    if index.precision == "full":
         up_to_last = "d <= (SELECT d FROM nearest_last)"
         tied = f"(SELECT CASE WHEN count(*) > {wanted} THEN {MAX_K} ELSE 0 END FROM nearest_top WHERE {up_to_last})"
-        ctes.append(
-            f"nearest_tied AS MATERIALIZED (SELECT rowid AS number {source}{tied} "
-            f"AND distance <= (SELECT d FROM nearest_last){constraint})"
-        )
-        numbers = f"SELECT number FROM nearest_top WHERE {up_to_last} UNION ALL SELECT number FROM nearest_tied"
-        instead.append(f"(SELECT count(*) FROM nearest_tied) >= {MAX_K}")
+        numbers = f"SELECT number FROM nearest_top WHERE {up_to_last}"
     else:
-        numbers = f"SELECT number FROM (SELECT number FROM nearest_top ORDER BY d, number LIMIT {count})"
+        whole = f"SELECT list, max(d) AS d FROM nearest_top GROUP BY list HAVING count(*) >= {of_list}"
+        ctes.append(f"nearest_cut AS MATERIALIZED ({whole})")
+        tied = f"CASE WHEN (SELECT min(d) FROM nearest_cut) <= (SELECT d FROM nearest_last) THEN {MAX_K} ELSE 0 END"
+        numbers = (
+            "SELECT number FROM nearest_top AS top LEFT JOIN nearest_cut AS cut ON cut.list = top.list "
+            "WHERE (cut.d IS NULL OR top.d < cut.d) AND top.d <= coalesce("
+            f"(SELECT d FROM nearest_top ORDER BY d LIMIT 1 OFFSET {count} - 1), 9e999)"
+        )
+    ctes.append(
+        f"nearest_tied AS MATERIALIZED (SELECT rowid AS number {source}{tied} "
+        f"AND distance <= (SELECT d FROM nearest_last){constraint})"
+    )
+    numbers += " UNION ALL SELECT number FROM nearest_tied"
+    instead = [
+        f"(SELECT count(*) FROM nearest_top) < {wanted}",
+        f"(SELECT count(*) FROM nearest_tied) >= {MAX_K}",
+    ]
+    if scope.offset_sql is not None:
+        instead.append(f"{wanted} >= {MAX_K}")
     rows = keys_of(index, prefix, numbers)
     rows += f" UNION ALL SELECT * FROM ({exact_keys(scope, distance, only_if=' OR '.join(instead))})"
     return with_ctes(ctes, rows)
@@ -119,7 +141,8 @@ def _for_each(
     distance: str,
     oversample: int,
     source: str,
-    constraint: str,
+    probed: str,
+    inner: str,
 ) -> str:
     """Return the k keys nearest to one of many vectors.
 
@@ -127,15 +150,31 @@ def _for_each(
     """
     k = scope.criterion.k
     count = k + 1 if index.precision == "full" else k * oversample
-    first = f"SELECT rowid AS number, distance AS d {source}{min(count, MAX_K)}{constraint}"
+    of_list = min(count, MAX_K)
+    constraint = f" AND {LIST} IN ({probed}){inner}"
+    first = f"SELECT rowid AS number, distance AS d {source}{of_list}{constraint}"
     if index.precision == "full":
         last = f"SELECT {_up_to(index)} FROM ({first}) ORDER BY +d LIMIT 1 OFFSET {k - 1}"
         numbers = f"SELECT rowid {source}{MAX_K} AND distance <= ({last}){constraint}"
     else:
-        numbers = f"SELECT number FROM ({first} ORDER BY +distance LIMIT {count})"
+        by_lists = _by_lists(scope, index, f"({probed})", source, str(of_list), inner)
+        numbers = whole_ties(k, count, of_list, by_lists, source, constraint)
     (key,) = (scope.process(key) for key in scope.criterion.keys)
     found = exact_keys(scope, distance, f"{key} IN ({keys_of(index, prefix, numbers)})")
     return _either(scope, distance, found, f"(SELECT count(*) FROM ({first})) >= {k}")
+
+
+def _by_lists(scope: StatementScope, index: Vec0Index, lists: str, source: str, of_list: str, inner: str) -> str:
+    """Return the scan of some lists that tells of which each row is.
+
+    By a join, since vec0 takes two queries for each row to tell it.
+    """
+    number = f"{scope.compiler.preparer.quote(index.name)}.rowid"
+    joined = source.replace("FROM ", f"FROM {lists} AS listed CROSS JOIN ", 1)
+    return (
+        f"SELECT {number} AS number, distance AS d, listed.value AS list {joined}{of_list} "
+        f"AND {LIST} = listed.value{inner}"
+    )
 
 
 def _either(scope: StatementScope, distance: str, found: str, enough: str) -> str:

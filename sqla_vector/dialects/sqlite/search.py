@@ -3,8 +3,10 @@
 With a vec0 table: a subquery asks vec0 for the k nearest (``MATCH ... AND k = ...``, which vec0 needs instead of
 LIMIT), with the statement's WHERE inside, either as constraints on vec0 metadata or as ``rowid IN (...)``; the
 statement then sorts these few rows by the exact distance.  vec0 breaks ties arbitrarily, so one row more is asked
-for, and only if it ties with the last a second scan fetches all rows up to that distance; should these be more
-than vec0 returns, an exact scan decides.
+for, and only if it ties with the last that is wanted a second scan fetches all rows up to that distance; should these
+be more than vec0 returns, an exact scan decides.  At reduced precision codes tie, far more often than vectors, and
+what must hold is that of equal vectors, which have equal codes, all are candidates or none is.  So candidates that tie
+with the row that is one too many are left out, and only if fewer than wanted would remain is there a second scan.
 
 With an index in lists: see :mod:`sqla_vector.dialects.sqlite.ivf_search`.
 
@@ -30,6 +32,7 @@ from sqla_vector.dialects.sqlite.search_parts import (
     keys_of,
     margin,
     reranked,
+    whole_ties,
     with_ctes,
 )
 from sqla_vector.dialects.tuned import NO_KNOBS, Knobs, knobs_of
@@ -122,15 +125,17 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
         # This subquery runs for each query vector, and would run a CTE again for every mention of it: so plainly
         # two scans, the second for the rows that tie with the last of the first.
         count = scope.criterion.k * oversample
-        rows = f"SELECT rowid {match}{count}{constraint}"
         if index.precision == "full":
             # "+": vec0 refuses the descending order by which SQLite would look for a plain maximum.
             furthest = f"SELECT max(+distance) FROM (SELECT distance {match}{count}{constraint})"
             rows = f"SELECT rowid {match}{MAX_K} AND distance <= ({furthest}){constraint}"
+        else:
+            first = f"SELECT rowid AS number, distance AS d, 0 AS list {match}{count + 1}{constraint}"
+            rows = whole_ties(scope.criterion.k, count, count + 1, first, match, constraint)
         return reranked(scope, distance, with_ctes(ctes, keys_of(index, prefix, rows)))
     wanted = scope.wanted_sql
     # The number of rows is not known here when there is an OFFSET; past vec0's limit the exact branch serves.
-    count_sql = f"{wanted} * {oversample}" if oversample > 1 else f"{wanted} + 1"
+    count_sql = f"{wanted} * {oversample} + 1" if oversample > 1 else f"{wanted} + 1"
     limited = at_most(count_sql, scope)
     if index.precision == "binary" and knobs.oversample is None:
         # vec0's time grows with k times the rows.  A first scan for the k nearest by bits gives a distance, and a
@@ -138,21 +143,24 @@ def _from_vec0(scope: StatementScope, index: Vec0Index, distance: str, oversampl
         nearest_bits = f"SELECT max(+distance) FROM (SELECT distance {match}{at_most(wanted, scope)}{constraint})"
         limited += f" AND distance <= ({nearest_bits}) + {margin(index.key.dim)}"
     ctes.append(f"nearest_top AS MATERIALIZED (SELECT rowid AS number, distance AS d {match}{limited}{constraint})")
+    # The row that is one too many, if there is one, and whether too few are nearer than it.
+    nearer = f"(SELECT count(*) FROM nearest_top WHERE nearest_top.d < last.d) < {wanted}"
+    ctes.append(
+        f"nearest_cut AS MATERIALIZED (SELECT d, {nearer} AS tied FROM (SELECT max(d) AS d FROM nearest_top) AS last "
+        f"WHERE (SELECT count(*) FROM nearest_top) >= {count_sql})"
+    )
+    tied = f"coalesce((SELECT {MAX_K} FROM nearest_cut WHERE tied), 0)"
+    ctes.append(
+        f"nearest_tied AS MATERIALIZED (SELECT rowid AS number {match}{tied} "
+        f"AND distance <= (SELECT d FROM nearest_cut){constraint})"
+    )
     rows = "SELECT number FROM nearest_top"
-    too_many = [] if scope.offset_sql is None else [f"{count_sql} > {MAX_K}"]
-    if index.precision == "full":
-        last_but_one = "SELECT d FROM nearest_top ORDER BY d DESC LIMIT 1 OFFSET 1"
-        tied = (
-            f"(SELECT CASE WHEN count(*) > {wanted} AND max(d) = ({last_but_one}) THEN {MAX_K} ELSE 0 END "
-            "FROM nearest_top)"
-        )
-        ctes.append(
-            f"nearest_tied AS MATERIALIZED (SELECT rowid AS number {match}{tied} "
-            f"AND distance <= (SELECT max(d) FROM nearest_top){constraint})"
-        )
-        rows += " UNION ALL SELECT number FROM nearest_tied"
-        too_many.append(f"(SELECT count(*) FROM nearest_tied) >= {MAX_K}")
+    if index.precision != "full":
+        rows += " WHERE d < coalesce((SELECT d FROM nearest_cut), 9e999)"
+    rows += " UNION ALL SELECT number FROM nearest_tied"
+    too_many = [f"(SELECT count(*) FROM nearest_tied) >= {MAX_K}"]
+    if scope.offset_sql is not None:
+        too_many.append(f"{count_sql} > {MAX_K}")
     rows = keys_of(index, prefix, rows)
-    if too_many:
-        rows += f" UNION ALL SELECT * FROM ({exact_keys(scope, distance, only_if=' OR '.join(too_many))})"
+    rows += f" UNION ALL SELECT * FROM ({exact_keys(scope, distance, only_if=' OR '.join(too_many))})"
     return with_ctes(ctes, rows)

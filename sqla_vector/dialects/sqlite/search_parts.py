@@ -21,6 +21,7 @@ __all__ = [
     "keys_of",
     "margin",
     "reranked",
+    "whole_ties",
     "with_ctes",
 ]
 
@@ -84,6 +85,35 @@ def reranked(scope: StatementScope, distance: str, candidates: str) -> str:
     """Return the k nearest of some keys by exact distance."""
     (key,) = (scope.process(key) for key in scope.criterion.keys)
     return exact_keys(scope, distance, f"{key} IN ({candidates})")
+
+
+def whole_ties(k: int, count: int, of_list: int, first: str, source: str, constraint: str) -> str:
+    """Return the vec0 rowids of the candidates for one of many vectors, of equal codes all or none.
+
+    All in one mention of the first scan, since this runs for each of the vectors.
+
+    Args:
+        k: how many rows are wanted.
+        count: how many candidates.
+        of_list: how many rows the first scan returns of a list that has more.
+        first: that scan, with ``number``, the distance ``d`` and ``list``.
+        source: from where a second one fetches those as near as the k-th, where these were cut off.
+        constraint: what that is kept to.
+    """
+    placed = (
+        "SELECT number, d, rank() OVER (ORDER BY d) AS place, max(d) OVER (PARTITION BY list) AS last, "
+        f"count(*) OVER (PARTITION BY list) >= {of_list} AS is_cut FROM ({first})"
+    )
+    found = (
+        f"SELECT json_group_array(number) FILTER (WHERE place <= {count} AND (NOT is_cut OR d < last)) AS whole, "
+        f"max(d) FILTER (WHERE place <= {k}) AS d, min(last) FILTER (WHERE is_cut) AS cut FROM ({placed})"
+    )
+    tied = (
+        f"SELECT rowid AS number {source}{MAX_K} AND distance <= found.d{constraint} "
+        "UNION ALL SELECT value FROM json_each(found.whole)"
+    )
+    candidates = f"CASE WHEN found.cut <= found.d THEN (SELECT json_group_array(number) FROM ({tied})) ELSE whole END"
+    return f"SELECT candidate.value FROM ({found}) AS found CROSS JOIN json_each({candidates}) AS candidate"
 
 
 def constraint_of(scope: StatementScope, index: Vec0Index, prefix: str) -> tuple[list[str], str]:
