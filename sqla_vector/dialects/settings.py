@@ -37,8 +37,6 @@ class Settings:
     """SQLite: whether its FTS5 is compiled in."""
     fts5_tables: set[tuple[str | None, str]] = field(default_factory=set)
     """SQLite: likewise the FTS5 tables."""
-    vec0_changed: bool = False
-    """SQLite: whether a transaction has made or dropped vec0 tables, which its rollback undoes."""
     tuned: dict[tuple[str | None, str], TunedIndex] = field(default_factory=dict)
     """What was found by tune() for indexes, as ``(schema, name)``; the schema is None where none need be named."""
     forget_compiled: Callable[[], None] = lambda: None

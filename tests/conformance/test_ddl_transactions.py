@@ -21,10 +21,11 @@ from sqlalchemy import (
     select,
     text,
 )
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.pool import StaticPool
 
-from sqla_vector import Vector, nearest, vector_index
+from sqla_vector import Vector, explain_nearest, nearest, vector_index
 from tests.support.backends import Backend
 
 SQLITE = pytest.mark.backends(family="sqlite")
@@ -190,6 +191,60 @@ def test_foreign_keys_can_be_switched_before_ddl_and_hold(backend):
 
     backend.run_connection(engine, check)
     assert {"item", "child"} <= backend.run_connection(engine, names)
+
+
+def _serving(connection: Connection, table: Table) -> str | None:
+    stmt = nearest(select(table.c.id), table.c.e, [1, 2, 3], k=1)
+    assert connection.scalars(stmt).all() == [1]
+    index = explain_nearest(connection, stmt).index
+    connection.rollback()
+    return index
+
+
+@pytest.fixture
+def indexed(engine: Engine) -> tuple[Engine, Table, Index]:
+    table = make()
+    table.metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(insert(table), [{"id": 1, "e": [1, 2, 3]}])
+    return engine, table, next(index for index in table.indexes if index.name == "ix_item")
+
+
+@pytest.mark.backends("sqlite_stdlib", "pysqlite3")
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_savepoint_that_is_undone_before_its_transaction_leaves_nothing_stale(indexed, is_there):
+    engine, table, index = indexed
+    if not is_there:
+        index.drop(engine)
+    with engine.connect() as connection:
+        transaction = connection.begin()
+        (index.drop if is_there else index.create)(connection)
+        connection.begin_nested().rollback()
+        transaction.rollback()
+        assert _serving(connection, table) == ("ix_item" if is_there else None)
+
+
+@pytest.mark.backends("sqlite_stdlib", "pysqlite3")
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_what_another_connection_does_meanwhile_leaves_nothing_stale(indexed, is_there, is_new, end):
+    engine, table, index = indexed
+    if not is_there:
+        index.drop(engine)
+    with engine.connect() as connection:
+        if is_new:
+            engine.dispose(close=False)
+        else:
+            engine.connect().close()
+        (index.drop if is_there else index.create)(connection)
+        with engine.connect() as other:  # rolled back as it is returned
+            other.execute(select(table.c.id)).all()
+        getattr(connection, end)()
+        serving = "ix_item" if is_there == (end == "rollback") else None
+        assert _serving(connection, table) == serving
+        with engine.connect() as other:
+            assert _serving(other, table) == serving
 
 
 @SQLITE

@@ -12,7 +12,20 @@ from sqla_vector.dialects.settings import Settings
 from sqla_vector.dialects.sqlite.functions import AGGREGATES, FUNCTIONS, STAND_INS
 from sqla_vector.dialects.sqlite.ivf_functions import ListFunctions
 
-__all__ = ["RawConnection", "begin", "brief_lock_wait", "is_prepared", "prepare", "state"]
+__all__ = [
+    "RawConnection",
+    "begin",
+    "brief_lock_wait",
+    "has_changed",
+    "is_prepared",
+    "note_changed",
+    "prepare",
+    "state",
+]
+
+
+_CHANGED: Final = "sqla_vector_changed"
+"""Where the pool keeps of a connection that vec0 tables may be others at the end of its transaction."""
 
 
 class RawConnection:
@@ -96,6 +109,20 @@ def begin(connection: Connection, *, to_write: bool = False) -> None:
     raw = RawConnection(connection.connection.dbapi_connection)
     if not raw.in_transaction and not raw.commits_itself:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if to_write else "BEGIN")
+
+
+def note_changed(connection: Connection) -> None:
+    """Note that a transaction makes or drops vec0 tables, or writes beside them: its end has them looked for again."""
+    connection.info[_CHANGED] = True
+
+
+def has_changed(dbapi_connection: Any, *, is_over: bool) -> bool:
+    """Tell whether the transaction of a connection from the pool has done so; one that is over has no longer."""
+    try:
+        info = getattr(dbapi_connection, "info", None) or {}
+    except NotImplementedError:  # SQLAlchemy's own, by which an engine gets to know the database
+        return False
+    return bool(info.pop(_CHANGED, False) if is_over else info.get(_CHANGED))
 
 
 def state(connection: Connection) -> object | None:

@@ -15,7 +15,7 @@ from sqlalchemy.schema import CreateIndex, DropIndex, DropTable
 
 from sqla_vector.dialects.settings import settings_of
 from sqla_vector.dialects.sqlite.carry import carry, put_back
-from sqla_vector.dialects.sqlite.connection import RawConnection, begin
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin, has_changed, note_changed
 from sqla_vector.dialects.sqlite.fts5 import (
     Fts5Statements,
     check_fts5,
@@ -170,7 +170,7 @@ class VectorExecutionContext:
     def post_exec(self: Any) -> None:
         super().post_exec()  # type: ignore[misc]
         if self.vector_script:
-            settings_of(self.dialect).vec0_changed = True
+            note_changed(self.root_connection)
             refresh_vec0_tables(self.dialect, RawConnection(self.root_connection.connection.dbapi_connection).rows)
         if self.vector_script and isinstance(self.compiled.statement, CreateIndex):
             created = vec0_index(self.compiled.statement.element)
@@ -247,21 +247,25 @@ def _do_savepoint(dialect: Any, connection: Connection, name: str) -> None:
     type(dialect).do_savepoint(dialect, connection, name)
 
 
+def _do_commit(dialect: Any, dbapi_connection: Any) -> None:
+    type(dialect).do_commit(dialect, dbapi_connection)
+    # Others may have looked meanwhile, and seen what was there before.
+    _look_again(dialect, dbapi_connection, is_over=True)
+
+
 def _do_rollback(dialect: Any, dbapi_connection: Any) -> None:
     type(dialect).do_rollback(dialect, dbapi_connection)
-    _after_rollback(dialect, dbapi_connection)
+    _look_again(dialect, dbapi_connection, is_over=True)
 
 
 def _do_rollback_to_savepoint(dialect: Any, connection: Any, name: str) -> None:
     type(dialect).do_rollback_to_savepoint(dialect, connection, name)
-    _after_rollback(dialect, connection.connection.dbapi_connection)
+    _look_again(dialect, connection.connection, is_over=False)
 
 
-def _after_rollback(dialect: Any, dbapi_connection: Any) -> None:
-    """Learn again which vec0 tables exist, if a transaction before this may have changed that."""
-    settings = settings_of(dialect)
-    if settings.vec0_changed:
-        settings.vec0_changed = False
+def _look_again(dialect: Any, dbapi_connection: Any, *, is_over: bool) -> None:
+    """Learn again which vec0 tables exist, if the transaction of this connection may have changed that."""
+    if has_changed(dbapi_connection, is_over=is_over):
         # The pool's own rollbacks come with its proxy of the connection.
         raw = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
         refresh_vec0_tables(dialect, RawConnection(raw).rows)
@@ -323,6 +327,7 @@ def restore(dialect: Any) -> None:
 
 _REPLACED: Final[dict[str, Callable[..., Any]]] = {
     "do_savepoint": _do_savepoint,
+    "do_commit": _do_commit,
     "do_rollback": _do_rollback,
     "do_rollback_to_savepoint": _do_rollback_to_savepoint,
     "get_table_names": get_table_names,

@@ -12,7 +12,7 @@ from sqlalchemy.schema import CreateIndex
 
 from sqla_vector.dialects.migration import BuildOptions, ReflectedIndex, ReflectedText, Runner, quoted, watcher
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import RawConnection, begin
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin, note_changed
 from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
 from sqla_vector.dialects.sqlite.differing import statements_differ, without_schema
 from sqla_vector.dialects.sqlite.index import creatable, vec0_index
@@ -136,7 +136,7 @@ class SQLiteMigration:
         for statement in statements:
             run.execute(statement)
         if connection is not None:
-            settings_of(run.dialect).vec0_changed = True
+            note_changed(connection)
             refresh_vec0_tables(run.dialect, RawConnection(connection.connection.dbapi_connection).rows)
 
     def drop_text_index(

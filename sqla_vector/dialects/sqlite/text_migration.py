@@ -9,8 +9,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.schema import CreateIndex
 
 from sqla_vector.dialects.migration import BuildOptions, ReflectedText, Runner
-from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import RawConnection, begin
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin, note_changed
 from sqla_vector.dialects.sqlite.dialect import refresh_vec0_tables
 from sqla_vector.dialects.sqlite.differing import statements_differ, without_schema
 from sqla_vector.dialects.sqlite.fts5 import Fts5Statements, drop_fts5_statements, fts5_index
@@ -78,5 +77,5 @@ def drop_text_index(run: Runner, name: str, schema: str | None, *, if_exists: bo
     for statement in statements:
         run.execute(statement)
     if connection is not None:
-        settings_of(run.dialect).vec0_changed = True
+        note_changed(connection)
         refresh_vec0_tables(run.dialect, RawConnection(connection.connection.dbapi_connection).rows)

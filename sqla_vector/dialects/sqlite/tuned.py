@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection, Dialect
 
 from sqla_vector.dialects.migration import quoted
 from sqla_vector.dialects.settings import settings_of
-from sqla_vector.dialects.sqlite.connection import RawConnection, begin
+from sqla_vector.dialects.sqlite.connection import RawConnection, begin, note_changed
 from sqla_vector.dialects.sqlite.side_tables import TUNED, check_names_are_free, index_of_side_table
 from sqla_vector.dialects.tuned import TunedIndex, note_tuned
 
@@ -70,7 +70,7 @@ def remember(connection: Connection, index: Index, tuned: TunedIndex | None) -> 
         connection.exec_driver_sql(f"CREATE TABLE {name} (document TEXT NOT NULL)")
         connection.exec_driver_sql(f"INSERT INTO {name} (document) VALUES (?)", (tuned.to_json(),))
     # A rollback undoes it, and has it read again.
-    settings_of(connection.dialect).vec0_changed = True
+    note_changed(connection)
 
 
 def _place(connection: Connection, index: Index) -> tuple[str, str]:
