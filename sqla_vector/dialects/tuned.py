@@ -60,7 +60,7 @@ class TunedIndex:
     """All that was found for one index."""
 
     built: str
-    """What it was found for, such as ``ivfflat full lists=100``: another index wants other settings."""
+    """What it was found for, such as ``ivfflat full cosine lists=100``: another index wants other settings."""
     rows: int
     """How many vectors there were."""
     imbalance: float | None = None

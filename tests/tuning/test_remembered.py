@@ -194,6 +194,16 @@ def test_another_index_of_the_name_is_not_searched_with_it(backend: Backend, eng
 
 
 @EACH
+@pytest.mark.parametrize("other", [{"lists": 300}, {"metric": "cosine"}])
+def test_settings_do_not_outlive_a_rebuild_into_another_index(backend: Backend, engine: AnyEngine, other: Any):
+    prepared(backend, engine, ENTRY)
+    item = model(**{"precision": "int8", "method": "ivfflat", "lists": 4, **other})
+    stmt = nearest(select(item.id), item.e, QUERY, recall=0.95)
+    usual = nearest(select(item.id), item.e, QUERY)
+    assert rendered(backend, engine, stmt) == rendered(backend, engine, usual)
+
+
+@EACH
 def test_tuning_again_replaces_what_was_found_for_that_k_and_recall(backend: Backend, engine: AnyEngine):
     item = model(precision="binary")
     filled(backend, engine, item, vectors(1_500))

@@ -285,12 +285,12 @@ def test_lists_that_were_never_trained_are_told_of(backend: Backend, engine: Any
     assert stats_of(backend, engine, item).advice is None
 
 
-@POSTGRESQL
+@EACH
 def test_an_index_that_is_built_otherwise_wants_to_be_tuned_again(backend: Backend, engine: AnyEngine):
     item = model(method="ivfflat", lists=10)
     filled(backend, engine, item, vectors(1_500))
     backend.run(engine, lambda s: tune(s, item.e, target_recall=0.5, sample=4))
     other = model(method="ivfflat", lists=20)
-    assert "was tuned as ivfflat full lists=10 and is ivfflat full lists=20 now" in str(
+    assert "was tuned as ivfflat full l2 lists=10 and is ivfflat full l2 lists=20 now" in str(
         stats_of(backend, engine, other).advice
     )

@@ -25,12 +25,12 @@ DEFAULTS: Final = {"hnsw": {"m": 16, "ef_construction": 64}, "ivfflat": {"lists"
 
 
 def built(key: VectorIndexKey) -> str:
-    """Return what is built for a declared index, as far as it decides how well it finds: ``hnsw full m=16 ...``."""
+    """Return what is built for a declared index, as far as it decides how well it finds: ``hnsw full l2 m=16 ...``."""
     spec = key.spec
     method = "ivfflat" if spec.method == "ivfflat" else "hnsw"
     options = {name: spec.option(name, default) for name, default in DEFAULTS[method].items()}
     precision = effective_precision(spec, key.vector_type.kind, key.dim)
-    return " ".join([method, precision, *(f"{name}={value}" for name, value in options.items())])
+    return " ".join([method, precision, spec.metric_name, *(f"{name}={value}" for name, value in options.items())])
 
 
 def effective_precision(spec: IndexSpec, kind: str, dim: int) -> str:

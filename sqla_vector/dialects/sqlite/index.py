@@ -106,7 +106,8 @@ class Vec0Index:
     @property
     def built(self) -> str:
         """What it is, as far as that decides how well it finds."""
-        return f"ivfflat {self.precision}" if self.in_lists else f"vec0 {self.precision}"
+        built = f"{'ivfflat' if self.in_lists else 'vec0'} {self.precision} {self.spec.metric_name}"
+        return built if not self.in_lists or self.lists is None else f"{built} lists={self.lists}"
 
     @property
     def lists(self) -> int | None:
