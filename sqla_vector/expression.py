@@ -92,7 +92,9 @@ class Distance(FunctionElement[float]):
         *FunctionElement._traverse_internals,
         ("metric_name", InternalTraversal.dp_string),
         ("kind", InternalTraversal.dp_string),
+        ("is_unindexed", InternalTraversal.dp_boolean),
     ]
+    is_unindexed = False
 
     def __init__(self, metric: Metric, kind: Kind, left: ColumnElement[Any], right: ColumnElement[Any]) -> None:
         # Before FunctionElement.__init__, which asks for the name: were it missing, the element would look for it
@@ -112,6 +114,12 @@ class Distance(FunctionElement[float]):
         """The two vectors: the column, and what it is compared with."""
         left, right = self.clauses
         return left, right
+
+    def unindexed(self) -> Distance:
+        """Return the same distance as an expression that no index is ordered by."""
+        found: Distance = self._clone()
+        found.is_unindexed = True
+        return found
 
 
 class VectorFunction(FunctionElement[Any]):

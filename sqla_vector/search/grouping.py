@@ -77,7 +77,7 @@ def best_per_group(stmt: Select[Any], group: Any, k: int | None = None, *, exact
     k = criterion.k if k is None else check_whole_number(k, "k", 1, MAX_K)
     keys = criterion.keys
     column = _group_of(group, keys)
-    named = (column.label("grouped"), criterion.distance.label("distance"))
+    named = (column.label("grouped"), criterion.distance.unindexed().label("distance"))
     composer = GroupComposer(k, len(keys))
     templates = [Template(_all_rows(criterion, named), keys)]
     if not check_flag(exact, "exact") and not criterion.exact:

@@ -92,7 +92,9 @@ def nearest(
     distance = Distance(found, type_.kind, element, operand(query, type_))
     options = _Options(exact, oversample, ef_search, probes, recall, _bound(found, type_, max_distance, min_similarity))
     criterion = options.criterion(distance, k)
-    labelled = distance.label("distance")
+    # Were the statement sorted by what an index is ordered by, PostgreSQL might read that once more for the statement
+    # itself, with other settings than the search for candidates, and miss some of them.
+    labelled = distance.unindexed().label("distance")
     # A literal, not a parameter: with it the server may keep one plan for all executions.
     limit = literal_column(str(criterion.k), Integer())
     return stmt.add_columns(labelled).where(criterion).order_by(labelled, *criterion.keys).limit(limit)
@@ -146,8 +148,9 @@ def nearest_each(
     distance = Distance(found, type_.kind, element, source.c.vector)
     options = _Options(exact, oversample, ef_search, probes, recall, _bound(found, type_, max_distance, min_similarity))
     criterion = options.criterion(distance, k, many=True)
-    number, labelled = source.c.number.label("query"), distance.label("distance")
-    return stmt.add_columns(number, labelled).where(criterion).order_by(number, labelled, *criterion.keys)
+    number, labelled = source.c.number.label("query"), distance.unindexed().label("distance")
+    order = (number, labelled, *criterion.keys)
+    return stmt.add_columns(number, labelled).where(criterion).order_by(*order)
 
 
 def nearest_to(column: Any, instance_or_pk: object, k: int = 10, **options: Any) -> Select[Any]:

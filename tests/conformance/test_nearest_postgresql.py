@@ -7,10 +7,25 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, delete, event, insert, select, text, update
+from sqlalchemy import (
+    Column,
+    Connection,
+    Integer,
+    MetaData,
+    Select,
+    String,
+    Table,
+    delete,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from sqla_vector import BitVector, HalfVector, SparseVector, Vector, nearest, nearest_each, vector_index
+from sqla_vector.search import best_per_group, hybrid, rerank
 from tests.support.brute_force import assert_equal, make_vectors
 from tests.support.brute_force import nearest as brute_force
 
@@ -322,6 +337,48 @@ def test_ivfflat_finds_k_rows_with_few_probes(backend, engine):
             assert len(connection.execute(stmt).all()) == 1_000
         every = nearest(select(table.c.id), table.c.embedding, vectors[1], k=30, probes=25)
         assert_equal(connection.execute(every), brute_force(vectors, vectors[1], 30, "l2"))
+
+    backend.run_connection(engine, check)
+
+
+@pytest.mark.backends("psycopg", "psycopg2", "asyncpg_noplugin")
+def test_every_form_finds_k_rows_where_the_ivfflat_index_is_cheapest(backend, engine):
+    """The statement's own rows must not be read from the index: that would be before the settings are made."""
+    table = Table(
+        "item",
+        MetaData(),
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("share", Integer),
+        Column("embedding", Vector(DIM)),
+        vector_index("ix_item", "embedding", metric="l2", method="ivfflat", lists=10),
+    )
+    vectors = dict(enumerate(np.random.default_rng(1).normal(size=(300, DIM)).astype(np.float32), start=1))
+    queries = np.random.default_rng(2).normal(size=(5, DIM)).astype(np.float32)
+    keys = select(table.c.id)
+
+    def forms(query: np.ndarray) -> dict[str, Select]:
+        found = nearest(keys, table.c.embedding, query, k=3)
+        return {
+            "nearest": found,
+            "probes": nearest(keys, table.c.embedding, query, k=3, probes=10),
+            "distinct": nearest(keys.distinct(), table.c.embedding, query, k=3),
+            "grouped": nearest(keys.group_by(table.c.id), table.c.embedding, query, k=3),
+            "each": nearest_each(keys, table.c.embedding, [query], k=3),
+            "hybrid": hybrid(keys, table.c.embedding, vector=query, k=3, candidates=3),
+            "groups": best_per_group(found, table.c.share),
+            "rerank": rerank(found, table.c.id, k=3),
+        }
+
+    def check(connection: Connection) -> None:
+        fill(connection, table, vectors, lambda key: key % 50)
+        for setting in ("random_page_cost = 1.1", "enable_seqscan = off", "enable_tidscan = off"):
+            connection.execute(text(f"SET LOCAL {setting}"))
+            for query in queries:
+                for name, stmt in forms(query).items():
+                    # As in a new transaction, where no search has made its settings yet.
+                    connection.execute(text("SET LOCAL ivfflat.probes = 1"))
+                    connection.execute(text("SET LOCAL ivfflat.iterative_scan = off"))
+                    assert len(connection.execute(stmt).all()) == 3, (setting, name)
 
     backend.run_connection(engine, check)
 

@@ -33,7 +33,9 @@ def operator_sql(compiler: Any, operator: str) -> str:
 def _render_distance(element: Distance, compiler: SQLCompiler, **kw: Any) -> str:
     kw.pop("within_columns_clause", None)
     left, right = (compiler.process(operand, **kw) for operand in element.operands)
-    return f"({left} {operator_sql(compiler, element.metric.postgresql_operator)} {right})"
+    distance = f"({left} {operator_sql(compiler, element.metric.postgresql_operator)} {right})"
+    # "+ 0" makes it an expression that no vector index matches.
+    return f"({distance} + 0)" if element.is_unindexed else distance
 
 
 @compiles(VectorFunction, "postgresql")
