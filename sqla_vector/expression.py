@@ -9,7 +9,7 @@ from sqlalchemy import Boolean, Float, bindparam
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ClauseElement, ColumnElement
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter, ClauseElement, ColumnElement, Label
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import InternalTraversal
 from sqlalchemy.types import NullType, TypeDecorator, TypeEngine
@@ -22,6 +22,7 @@ __all__ = [
     "Distance",
     "DistanceValue",
     "NearestCriterion",
+    "ResultOrder",
     "VectorComparison",
     "VectorFunction",
     "VectorParameter",
@@ -120,6 +121,27 @@ class Distance(FunctionElement[float]):
         found: Distance = self._clone()
         found.is_unindexed = True
         return found
+
+
+class ResultOrder(FunctionElement[Any]):
+    """A column of the result, as what its rows are sorted by.
+
+    By its name where that is the only one, or it may be computed twice; else, as of an entity that has such a column
+    too, as an expression.
+    """
+
+    _traverse_internals = [*FunctionElement._traverse_internals, ("label_name", InternalTraversal.dp_string)]
+    name = "result_order"
+
+    def __init__(self, label: Label[Any]) -> None:
+        self.type = label.type  # before FunctionElement.__init__, see Distance
+        super().__init__(label.element)
+        self.label_name = label.name
+
+    @property
+    def element(self) -> ColumnElement[Any]:
+        """What is sorted by."""
+        return next(iter(self.clauses))
 
 
 class VectorFunction(FunctionElement[Any]):
@@ -279,6 +301,16 @@ def operand(value: object, like: VectorTypeEngine) -> ColumnElement[Any]:
 def _render_as_function(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
     # print(stmt) without an engine: readable, and a database's own spelling is not pretended.
     return f"{element.name}({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(ResultOrder)
+def _render_order(element: ResultOrder, compiler: Any, **kw: Any) -> str:
+    if compiler.stack and not kw.get("within_columns_clause"):
+        columns = compiler.stack[-1]["selectable"]._all_selected_columns
+        names = [str(getattr(column, "name", "")).lower() for column in columns]
+        if names.count(element.label_name) == 1:
+            return str(compiler.preparer.quote(element.label_name))
+    return str(compiler.process(element.element, **kw))
 
 
 @compiles(VectorComparison)

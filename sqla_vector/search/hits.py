@@ -16,7 +16,13 @@ from sqla_vector.expression import Distance, vector_type_of
 from sqla_vector.ranked import RankedRows, ranked_rows_of
 from sqla_vector.search.parts import Part, TextPart, VectorPart
 from sqla_vector.search.scoring import HitScorer, Reranker, arerank_hits, rerank_hits
-from sqla_vector.search.stages import RERANK_SCORE, distance_of, is_reranked, text_score_of
+from sqla_vector.search.stages import (
+    distance_column_of,
+    distance_of,
+    rerank_column_of,
+    text_score_column_of,
+    text_score_of,
+)
 from sqla_vector.search.statement import criterion_of, text_match_of
 
 if TYPE_CHECKING:
@@ -153,7 +159,9 @@ class HitReader:
                 self._distance = distance_of(stmt)
             else:
                 self._texts = found.texts
-        self._is_reranked = is_reranked(stmt)
+        # By the columns themselves: the statement may have others of these names.
+        self._measure = text_score_column_of(stmt) if self._distance is None else distance_column_of(stmt)
+        self._reranked = rerank_column_of(stmt)
         self._vector = None
         if vectors:
             if self._distance is None:
@@ -165,12 +173,12 @@ class HitReader:
     def hit(self, row: Any) -> Hit[Any]:
         """Return a row as a hit."""
         distance, similarity, parts = self._measured(row)
-        if self._is_reranked:
-            score = row._mapping[RERANK_SCORE]
+        if self._reranked is not None:
+            score = row._mapping[self._reranked]
         elif self._parts and self._rows is not None:
             score = row._mapping[self._rows.c.score]
         else:
-            score = row.score if self._distance is None else similarity
+            score = row._mapping[self._measure] if self._distance is None else similarity
         vector = None if self._vector is None else row._mapping[self._vector]
         return Hit(row[0], distance, similarity, self._text(row[0]), row, score, parts, vector)
 
@@ -182,7 +190,8 @@ class HitReader:
             return None, None, parts
         metric = self._distance.metric
         if not self._parts:
-            return float(row.distance), metric.similarity(float(row.distance), self._dim), parts
+            distance = float(row._mapping["distance" if self._measure is None else self._measure])
+            return distance, metric.similarity(distance, self._dim), parts
         found = parts[self._first]
         return (None, None, parts) if found is None else (metric.distance(found.score, self._dim), found.score, parts)
 

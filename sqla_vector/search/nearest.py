@@ -15,7 +15,7 @@ from sqlalchemy import Float, Integer, Select, bindparam, literal_column, or_, s
 from sqlalchemy.sql.elements import ColumnElement
 
 from sqla_vector.exc import InvalidOption, InvalidStatement
-from sqla_vector.expression import Distance, NearestCriterion, VectorTypeEngine, operand, vector_type_of
+from sqla_vector.expression import Distance, NearestCriterion, ResultOrder, VectorTypeEngine, operand, vector_type_of
 from sqla_vector.metrics import Metric, default_metric, resolve_metric
 from sqla_vector.schema import (
     MAX_EF_SEARCH,
@@ -97,7 +97,7 @@ def nearest(
     labelled = distance.unindexed().label("distance")
     # A literal, not a parameter: with it the server may keep one plan for all executions.
     limit = literal_column(str(criterion.k), Integer())
-    return stmt.add_columns(labelled).where(criterion).order_by(labelled, *criterion.keys).limit(limit)
+    return stmt.add_columns(labelled).where(criterion).order_by(ResultOrder(labelled), *criterion.keys).limit(limit)
 
 
 def nearest_each(
@@ -149,7 +149,7 @@ def nearest_each(
     options = _Options(exact, oversample, ef_search, probes, recall, _bound(found, type_, max_distance, min_similarity))
     criterion = options.criterion(distance, k, many=True)
     number, labelled = source.c.number.label("query"), distance.unindexed().label("distance")
-    order = (number, labelled, *criterion.keys)
+    order = (ResultOrder(number), ResultOrder(labelled), *criterion.keys)
     return stmt.add_columns(number, labelled).where(criterion).order_by(*order)
 
 

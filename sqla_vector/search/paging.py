@@ -23,7 +23,13 @@ from sqla_vector.schema import check_whole_number
 from sqla_vector.search.cursors import check_place, decode, digest, encode
 from sqla_vector.search.hits import Hit, HitReader
 from sqla_vector.search.parts import TextPart, VectorPart
-from sqla_vector.search.stages import distance_of, is_reranked, text_score_of
+from sqla_vector.search.stages import (
+    distance_column_of,
+    distance_of,
+    is_reranked,
+    text_score_column_of,
+    text_score_of,
+)
 from sqla_vector.search.statement import criterion_of, text_match_of
 
 if TYPE_CHECKING:
@@ -78,7 +84,7 @@ def cursor_of(stmt: Select[Any], row: Any) -> str:
     """
     place = _Place(stmt, "cursor_of")
     row = row.row if isinstance(row, Hit) else row
-    return encode(place.search, float(row._mapping[place.name]), place.keys_in(row))
+    return encode(place.search, place.number_in(row), place.keys_in(row))
 
 
 def stream(session: Session, stmt: Select[Any], *, size: int = 500, vectors: bool = False) -> Iterator[Hit[Any]]:
@@ -145,6 +151,7 @@ class _Place:
         if rows is not None:
             order = rows.composer.order[0].removeprefix("-")
             self.name, self.number, self.descending = order, rows.c[order], rows.composer.order[0].startswith("-")
+            self._column: ColumnElement[Any] | None = self.number
             self.keys: Sequence[ColumnElement[Any]] = rows.keys
             limit = rows.searches[0]._limit_clause
             identity = [f"{getattr(rows.composer, 'fusion', '')!r} {limit}".encode()]
@@ -157,16 +164,25 @@ class _Place:
                 identity.append(repr(part.weight).encode())
         elif (text := text_score_of(stmt)) is not None:
             self.name, self.number, self.descending = "score", text, True
+            self._column = text_score_column_of(stmt)
             self.keys, identity = text.keys, _of_text(str(text.index.name), text.query)
         else:
             distance = distance_of(stmt)
             if criterion_of(stmt).many:
                 raise InvalidStatement(f"{name}() needs a search whose rows have a place by key; here take offset()")
             self.name, self.number, self.descending = "distance", distance, False
+            self._column = distance_column_of(stmt)
             self.keys, identity = criterion_of(stmt).keys, _of_vector(distance)
         if stmt._offset_clause is not None:
             raise InvalidStatement(f"the statement has OFFSET already; {name}() takes its place")
         self.search = digest(identity)
+
+    def number_in(self, row: Any) -> float:
+        """Return the distance or score of a row of the result."""
+        # By the column: the statement may have another one of the name.  By the name where the row is of an equal
+        # statement, whose column is another object.
+        mapping = row._mapping
+        return float(mapping[self._column if self._column is not None and self._column in mapping else self.name])
 
     def keys_in(self, row: Any) -> list[Any]:
         """Return the primary key of a row of the result."""

@@ -8,11 +8,11 @@ from typing import Any
 from sqlalchemy import Float, Integer, Select, case, cast, literal, literal_column, null
 from sqlalchemy.sql.elements import ColumnElement
 
-from sqla_vector.expression import DISTANCE_VALUE, Distance
+from sqla_vector.expression import DISTANCE_VALUE, Distance, ResultOrder
 from sqla_vector.functions import similarity_of
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.boosts import expression_of
-from sqla_vector.search.stages import RERANK_SCORE, stage_of
+from sqla_vector.search.stages import RERANK_SCORE, RerankScore, stage_of
 
 __all__ = ["rerank"]
 
@@ -42,10 +42,10 @@ def rerank(stmt: Select[Any], by: Any, k: int = 10) -> Select[Any]:
     check_whole_number(k, "k", 1, stage.k)
     if isinstance(expression, Distance):
         expression = similarity_of(expression)
-    score = _finite(expression).label(RERANK_SCORE)
+    score = RerankScore(RERANK_SCORE, _finite(expression))
     return (
         stage.stmt.add_columns(score)
-        .order_by(score.desc().nulls_last(), *stage.order)
+        .order_by(ResultOrder(score).desc().nulls_last(), *stage.order)
         .limit(literal_column(str(k), Integer()))
     )
 

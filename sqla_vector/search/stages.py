@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,28 @@ from sqla_vector.search.parts import select_keys
 from sqla_vector.search.statement import criterion_of
 from sqla_vector.text_expression import TextScore
 
-__all__ = ["RERANK_SCORE", "Stage", "distance_of", "is_reranked", "score_of", "stage_of", "text_score_of", "without"]
+__all__ = [
+    "RERANK_SCORE",
+    "RerankScore",
+    "Stage",
+    "distance_column_of",
+    "distance_of",
+    "is_reranked",
+    "rerank_column_of",
+    "score_of",
+    "stage_of",
+    "text_score_column_of",
+    "text_score_of",
+    "without",
+]
 
 RERANK_SCORE = "rerank_score"
+
+
+class RerankScore(Label[float]):
+    """The column by which a second stage sorts."""
+
+    inherit_cache = True
 
 
 @dataclass(frozen=True)
@@ -61,24 +80,45 @@ def distance_of(stmt: Select[Any]) -> Distance:
     Raises:
         InvalidStatement: there is none.
     """
-    for column in stmt._raw_columns if isinstance(stmt, Select) else ():
-        if isinstance(column, Label) and column.name == "distance" and isinstance(column.element, Distance):
-            return column.element
-    return criterion_of(stmt).distance
+    found = distance_column_of(stmt)
+    return criterion_of(stmt).distance if found is None else found.element  # type: ignore[return-value]
+
+
+def distance_column_of(stmt: Select[Any]) -> Label[float] | None:
+    """Return the column that :func:`nearest` put into a statement, or None.
+
+    By what it is: the name may be that of another one, too.
+    """
+    return next(
+        (one for one in _labels(stmt) if one.name == "distance" and isinstance(one.element, Distance)),
+        None,
+    )
+
+
+def text_score_column_of(stmt: Select[Any]) -> Label[float] | None:
+    """Return the column that :func:`match_text` put into a statement, or None."""
+    return next((one for one in _labels(stmt) if isinstance(one.element, TextScore)), None)
 
 
 def text_score_of(stmt: Select[Any]) -> TextScore | None:
     """Return the score that :func:`match_text` put into a statement, or None."""
-    columns = stmt._raw_columns if isinstance(stmt, Select) else ()
-    for column in columns:
-        if isinstance(column, Label) and isinstance(column.element, TextScore):
-            return column.element
-    return None
+    found = text_score_column_of(stmt)
+    return None if found is None else found.element  # type: ignore[return-value]
+
+
+def rerank_column_of(stmt: Select[Any]) -> RerankScore | None:
+    """Return the column that :func:`rerank` put into a statement, or None."""
+    return next((one for one in _labels(stmt) if isinstance(one, RerankScore)), None)
 
 
 def is_reranked(stmt: Select[Any]) -> bool:
     """Tell whether a statement has a second stage."""
-    return any(getattr(column, "name", None) == RERANK_SCORE for column in stmt._raw_columns)
+    return rerank_column_of(stmt) is not None
+
+
+def _labels(stmt: object) -> Iterator[Label[Any]]:
+    columns = stmt._raw_columns if isinstance(stmt, Select) else ()
+    return (column for column in columns if isinstance(column, Label))
 
 
 def stage_of(stmt: Select[Any], name: str) -> Stage:

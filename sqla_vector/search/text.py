@@ -14,6 +14,7 @@ from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.selectable import Alias
 
 from sqla_vector.exc import InvalidOption
+from sqla_vector.expression import ResultOrder
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.nearest import MAX_K
 from sqla_vector.search.statement import check_statement
@@ -70,7 +71,7 @@ def match_text(
     found, key, columns, keys = _resolve(entity, index)
     arguments = (found, _query(query, key.spec.language), columns, keys)
     ranked = TextScore(*arguments)
-    score: ColumnElement[float] = ranked.label("score")
+    score = ranked.label("score")
     added: list[ColumnElement[Any]] = [score]
     if snippet:
         added.append(TextSnippet(snippet if isinstance(snippet, Snippet) else Snippet(), *arguments).label("snippet"))
@@ -78,7 +79,7 @@ def match_text(
     if min_score is not None:
         result = result.where(ranked >= _check_score(min_score))
     # A literal, not a parameter: with it the server may keep one plan for all executions.
-    return result.order_by(score.desc(), *keys).limit(literal_column(str(k), Integer()))
+    return result.order_by(ResultOrder(score).desc(), *keys).limit(literal_column(str(k), Integer()))
 
 
 def _query(query: object, language: str) -> ColumnElement[Any]:

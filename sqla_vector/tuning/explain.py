@@ -16,7 +16,7 @@ from sqla_vector.dialects.tuned import tuned_for
 from sqla_vector.dialects.tuning import TuningSupport
 from sqla_vector.engine import connection_of
 from sqla_vector.exc import InvalidStatement
-from sqla_vector.expression import Distance, NearestCriterion
+from sqla_vector.expression import Distance, NearestCriterion, ResultOrder
 from sqla_vector.schema import VectorIndexKey, indexed_column, vector_indexes
 from sqla_vector.search import criterion_of
 from sqla_vector.types import support_of
@@ -137,7 +137,9 @@ def _searched(stmt: Select[Any]) -> _Search:
             if isinstance(element, UnaryExpression):
                 is_descending = is_descending or element.modifier is operators.desc_op
                 element = element.element
-            elif isinstance(element, Label) or getattr(element, "__visit_name__", "") == "label_reference":
+            elif (
+                isinstance(element, (Label, ResultOrder)) or getattr(element, "__visit_name__", "") == "label_reference"
+            ):
                 element = element.element
             else:
                 break

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 import pytest
 from sqlalchemy import Index, bindparam, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_vector import DimensionMismatch, Vector, bulk, explain_nearest, nearest
+from sqla_vector import (
+    DimensionMismatch,
+    Vector,
+    bulk,
+    explain_nearest,
+    match_text,
+    nearest,
+    nearest_each,
+    search,
+    text_index,
+)
+from sqla_vector.search import best_per_group, cursor_of, hybrid, page_after, rerank
 from tests.support.backends import AnyEngine, Backend
 
 ROWS = np.random.default_rng(5).standard_normal((12_000, 8)).astype(np.float32)
@@ -29,6 +43,65 @@ class Item(Base):
             postgresql_ops={"embedding": "vector_l2_ops"},
         ),
     )
+
+
+class Named(Base):
+    """Its columns have the names of those that searches add."""
+
+    __tablename__ = "named"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    title: Mapped[str]
+    distance: Mapped[float]
+    score: Mapped[float]
+    query: Mapped[int]
+    rerank_score: Mapped[float]
+    embedding: Mapped[np.ndarray] = mapped_column(Vector(2))
+    __table_args__ = (text_index("ix_named_title", "title"),)
+
+
+def test_columns_of_the_entity_may_have_the_names_of_those_that_a_search_adds(
+    backend: Backend, engine: AnyEngine
+) -> None:
+    backend.create_all(engine, Base.metadata)
+
+    def fill(session: Session) -> None:
+        for key in range(1, 9):
+            texts = {"title": "red " * (9 - key) + "blue " * key, "embedding": [float(key), 0.0]}
+            numbers = dict.fromkeys(("distance", "score", "rerank_score"), 100.0 - key)
+            session.add(Named(id=key, query=-key, **texts, **numbers))
+
+    def check(session: Session) -> None:
+        columns = select(Named.id, Named.distance, Named.score, Named.query, Named.rerank_score)
+        for base in (select(Named), columns, select(Named.__table__)):
+
+            def ids(found: Iterable[Any]) -> list[int]:
+                return [row.id if hasattr(row, "id") else row[0].id for row in found]
+
+            # Twice: the second statement is an equal one with columns of its own.
+            for _ in range(2):
+                near = nearest(base, Named.embedding, [0.0, 0.0], k=3, metric="l2")
+                hits = search(session, near)
+                assert ids(hit.row for hit in hits) == [1, 2, 3]
+                assert [hit.distance for hit in hits] == pytest.approx([1, 2, 3])
+                assert [hit.score for hit in hits] == pytest.approx([1 / 2, 1 / 3, 1 / 4])
+            assert ids(session.execute(page_after(near, cursor_of(near, hits[-1])))) == [4, 5, 6]
+            text = match_text(base, Named, "red", k=3)
+            hits = search(session, text)
+            assert ids(hit.row for hit in hits) == [1, 2, 3]
+            assert all(hit.score < 1 for hit in hits)
+            assert ids(session.execute(page_after(text, cursor_of(text, hits[-1])))) == [4, 5, 6]
+            again = rerank(near, Named.id, k=2)
+            hits = search(session, again)
+            assert ids(hit.row for hit in hits) == [3, 2]
+            assert [(hit.score, hit.distance) for hit in hits] == [(3, pytest.approx(3)), (2, pytest.approx(2))]
+            assert ids(session.execute(best_per_group(near, Named.query))) == [1, 2, 3]
+            each = nearest_each(base, Named.embedding, [[0.0, 0.0], [9.0, 0.0]], k=2, metric="l2")
+            assert ids(session.execute(each)) == [1, 2, 8, 7]
+            both = hybrid(base, Named.embedding, vector=[0.0, 0.0], text="red", k=2, metric="l2")
+            assert ids(hit.row for hit in search(session, both)) == [1, 2]
+
+    backend.run(engine, fill)
+    backend.run(engine, check)
 
 
 def test_a_statement_with_a_parameter_is_built_once_and_run_with_many_vectors(
