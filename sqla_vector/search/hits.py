@@ -122,7 +122,12 @@ async def asearch(
 
 def _load(session: Session, stmt: Select[Any], vectors: bool) -> list[Hit[Any]]:
     reader = HitReader(stmt, vectors=vectors)
-    return [reader.hit(row) for row in session.execute(reader.stmt).unique(_identity)]
+    result = session.execute(reader.stmt)
+    # Only where a collection is loaded by a join, which repeats rows, and the ORM refuses to go on without: rows of
+    # columns, or of an entity that several vectors were found for, may be equal and still be several.
+    if getattr(result, "_unique_filter_state", None) is not None:
+        result = result.unique(_identity)
+    return [reader.hit(row) for row in result]
 
 
 def _identity(row: Any) -> tuple[Any, ...]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Index, bindparam, select
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import ForeignKey, Index, bindparam, literal, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 
 from sqla_vector import (
     DimensionMismatch,
@@ -35,6 +35,7 @@ class Item(Base):
     __tablename__ = "item"
     id: Mapped[int] = mapped_column(primary_key=True)
     embedding: Mapped[np.ndarray] = mapped_column(Vector(8))
+    parts: Mapped[list[Part]] = relationship()
     __table_args__ = (
         Index(
             "ix_item_embedding",
@@ -43,6 +44,12 @@ class Item(Base):
             postgresql_ops={"embedding": "vector_l2_ops"},
         ),
     )
+
+
+class Part(Base):
+    __tablename__ = "part"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("item.id"))
 
 
 class Named(Base):
@@ -99,6 +106,29 @@ def test_columns_of_the_entity_may_have_the_names_of_those_that_a_search_adds(
             assert ids(session.execute(each)) == [1, 2, 8, 7]
             both = hybrid(base, Named.embedding, vector=[0.0, 0.0], text="red", k=2, metric="l2")
             assert ids(hit.row for hit in search(session, both)) == [1, 2]
+
+    backend.run(engine, fill)
+    backend.run(engine, check)
+
+
+def test_a_search_returns_every_row_of_its_statement_and_none_twice(backend: Backend, engine: AnyEngine) -> None:
+    backend.create_all(engine, Base.metadata)
+
+    def fill(session: Session) -> None:
+        session.add_all(Item(id=key, embedding=[1.0] * 8, parts=[Part(), Part()]) for key in range(1, 6))
+
+    def check(session: Session) -> None:
+        for columns in (select(literal("same").label("word")), select(Item.embedding)):
+            stmt = nearest(columns, Item.embedding, [1.0] * 8, k=5)
+            assert len(session.execute(stmt).all()) == 5
+            assert len(search(session, stmt)) == len(search(session, stmt, vectors=True)) == 5
+        # Each item once for each of its parts, as the statement says, and once for all of those it is loaded with.
+        joined = nearest(select(Item).join(Part), Item.embedding, [1.0] * 8, k=10)
+        assert [hit.entity.id for hit in search(session, joined)] == [row[0].id for row in session.execute(joined)]
+        session.expunge_all()
+        loaded = nearest(select(Item).options(joinedload(Item.parts)), Item.embedding, [1.0] * 8, k=5)
+        hits = search(session, loaded, vectors=True)
+        assert [(hit.entity.id, len(hit.entity.parts)) for hit in hits] == [(key, 2) for key in range(1, 6)]
 
     backend.run(engine, fill)
     backend.run(engine, check)
