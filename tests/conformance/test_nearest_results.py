@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 import pytest
 from sqlalchemy import (
@@ -237,6 +239,40 @@ def test_every_filter_keeps_what_it_keeps_without_nearest(backend, include):
         stmt = nearest(chained, table.c.embedding, QUERY, k=6, metric="l2").where(table.c.year > 1995)
         keep = FILTERS["and"][1]
         assert_equal(connection.execute(stmt), brute_force(vectors, QUERY, 6, "l2", keep=lambda key: keep(rows[key])))
+
+    backend.run_connection(engine_that_indexes(backend), check)
+
+
+@pytest.mark.parametrize("partition_by", [(), ("year",)], ids=["included", "partition"])
+def test_a_whole_number_is_compared_with_a_fraction_as_it_is(backend, partition_by):
+    table = Table(
+        "item",
+        MetaData(),
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("year", Integer, nullable=False),
+        Column("embedding", Vector(DIM)),
+        vector_index(
+            "ix_item", "embedding", metric="l2", partition_by=partition_by, include=() if partition_by else ("year",)
+        ),
+    )
+    vectors = {key: np.full(DIM, key, np.float32) for key in range(1, 12)}
+    years = {key: key - 6 for key in vectors}
+    comparisons = (operator.lt, operator.le, operator.gt, operator.ge, operator.eq, operator.ne)
+
+    def check(connection: Connection) -> None:
+        table.create(connection)
+        rows = [{"id": key, "year": years[key], "embedding": vector} for key, vector in vectors.items()]
+        connection.execute(insert(table), rows)
+        given = bindparam("given", type_=table.c.year.type)
+        for number in (2.5, -2.5, 2.0, -2.0, 2, -2, 0, 0.5, 1e300, -1e300):
+            for compare in comparisons:
+                expected = [key for key, year in years.items() if compare(year, number)]
+                stmt = nearest(select(table.c.id), table.c.embedding, np.zeros(DIM), k=11)
+                found = connection.scalars(stmt.where(compare(table.c.year, number))).all()
+                assert found == expected, (compare, number)
+                if backend.family == "sqlite":  # PostgreSQL's drivers refuse it, or round it
+                    found = connection.scalars(stmt.where(compare(table.c.year, given)), {"given": number}).all()
+                    assert found == expected, (compare, number)
 
     backend.run_connection(engine_that_indexes(backend), check)
 

@@ -28,6 +28,8 @@ __all__ = [
 MAX_K: Final = 4_096
 """The most rows that one vec0 query returns."""
 
+_LEAST_INTEGER: Final = "-9223372036854775808"
+
 _COMPARISONS: Final = {
     operators.eq: "=",
     operators.ne: "!=",
@@ -162,4 +164,22 @@ def _metadata_constraint(
     if item.vec0_type == "text" and not item.partition and operator not in ("=", "!="):
         # sqlite-vec 0.1.9 fails at the order of a text of exactly 12 bytes, and any row may have one.
         return None
-    return f"{item.name} {operator} {scope.process(criterion.right)}"
+    value = scope.process(criterion.right)
+    # "=" takes fractions cut off too, but the statement itself compares once more.
+    if item.vec0_type == "integer" and not item.partition and operator != "=":
+        value = _whole(operator, value)
+    return f"{item.name} {operator} {value}"
+
+
+def _whole(operator: str, value: str) -> str:
+    """Return the whole number with which a comparison is true of the same ones, since vec0 cuts fractions off."""
+    value = f"({value} + 0)"  # a number, if it is text
+    cut = f"CAST({value} AS INTEGER)"
+    match operator:
+        case "<" | ">=":
+            return f"{cut} + ({value} > {cut})"
+        case "<=" | ">":
+            return f"{cut} - ({value} < {cut})"
+        case _:
+            # A fraction differs from all, and this is a number that no column has.
+            return f"CASE WHEN {value} = {cut} THEN {cut} ELSE {_LEAST_INTEGER} END"
