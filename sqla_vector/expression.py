@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Final
 
-from sqlalchemy import Boolean, Float, bindparam
+from sqlalchemy import Boolean, Float
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.inspection import inspect
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -27,6 +27,7 @@ __all__ = [
     "VectorFunction",
     "VectorParameter",
     "VectorTypeEngine",
+    "as_type",
     "operand",
     "vector_type_of",
 ]
@@ -281,11 +282,18 @@ class VectorComparison(BinaryExpression[Any]):
         return VectorComparison.of(found) if isinstance(found, BinaryExpression) else found
 
 
+def as_type(parameter: BindParameter[Any], type_: TypeEngine[Any]) -> BindParameter[Any]:
+    """Return a user's parameter with a type, and else as it is: it may be required, or have its value of a function."""
+    typed: BindParameter[Any] = parameter._clone()
+    typed.type = type_
+    return typed
+
+
 def operand(value: object, like: VectorTypeEngine) -> ColumnElement[Any]:
     """Return ``value`` as an SQL expression, checking a Python value against a column's type at once."""
     if isinstance(value, BindParameter) and isinstance(value.type, NullType):
         # bindparam("query"): a statement that is built once and executed with many vectors.
-        return bindparam(value.key, value.value, type_=like, unique=value.unique)  # type: ignore[arg-type]
+        return as_type(value, like)  # type: ignore[arg-type]
     if isinstance(value, ClauseElement) or hasattr(value, "__clause_element__"):
         return vector_type_of(value)[0]
     return VectorParameter(

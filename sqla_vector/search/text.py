@@ -14,7 +14,7 @@ from sqlalchemy.sql.elements import BindParameter, ColumnElement
 from sqlalchemy.sql.selectable import Alias
 
 from sqla_vector.exc import InvalidOption
-from sqla_vector.expression import ResultOrder
+from sqla_vector.expression import ResultOrder, as_type
 from sqla_vector.schema import check_whole_number
 from sqla_vector.search.nearest import MAX_K
 from sqla_vector.search.statement import check_statement
@@ -84,8 +84,9 @@ def match_text(
 
 def _query(query: object, language: str) -> ColumnElement[Any]:
     if isinstance(query, BindParameter):
-        value = None if query.value is None else check_query(query.value)
-        return bindparam(query.key, value, type_=TextQuery(language), unique=query.unique, required=query.required)
+        if query.value is not None:
+            check_query(query.value)
+        return as_type(query, TextQuery(language))
     return bindparam(None, check_query(query), type_=TextQuery(language), unique=True)
 
 

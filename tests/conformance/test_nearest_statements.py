@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import ForeignKey, Index, bindparam, literal, select
+from sqlalchemy.exc import StatementError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, joinedload, mapped_column, relationship
 
 from sqla_vector import (
@@ -146,6 +147,35 @@ def test_a_statement_with_a_parameter_is_built_once_and_run_with_many_vectors(
         assert found == expected.tolist()
     with pytest.raises(DimensionMismatch, match=r"item\.embedding: expected 8 dimensions, got 2"):
         backend.run(engine, lambda s: s.scalars(stmt, {"query": [1, 2]}).all())
+
+
+def test_a_parameter_stays_what_the_user_made_it(backend: Backend, engine: AnyEngine) -> None:
+    """One without a value is asked for, and one with a function takes its value, for vectors and for texts."""
+    backend.create_all(engine, Base.metadata)
+
+    def fill(session: Session) -> None:
+        numbers = dict.fromkeys(("distance", "score", "rerank_score"), 1.0)
+        for key in (1, 2):
+            session.add(Named(id=key, title=f"word{key}", embedding=[key, 0.0], query=1, **numbers))
+
+    def check(session: Session) -> None:
+        def near(parameter: Any) -> Any:
+            return nearest(select(Named.id), Named.embedding, parameter, k=1, metric="l2")
+
+        def matching(parameter: Any) -> Any:
+            return match_text(select(Named.id), Named, parameter, k=1)
+
+        for make, value in ((near, [2.0, 0.0]), (matching, "word2")):
+            stmt = make(bindparam("q"))
+            assert session.scalars(stmt, {"q": value}).all() == [2]
+            for wrong in ({}, {"typo": value}):
+                with pytest.raises(StatementError, match="A value is required for bind parameter 'q'"):
+                    session.execute(stmt, wrong)
+            for parameter in (bindparam("f", callable_=lambda value=value: value), bindparam("v", value)):
+                assert session.scalars(make(parameter)).all() == [2]
+
+    backend.run(engine, fill)
+    backend.run(engine, check)
 
 
 @pytest.mark.backends(family="postgresql")
