@@ -8,6 +8,7 @@ After them, in the same transaction: entries for the outbox are written, and tex
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -42,19 +43,25 @@ class _Flush:
 
     embedders: Embedders
     """As they are in the flush's transaction."""
-    late: dict[ColumnPlan, list[State]] = field(default_factory=dict)
+    late: defaultdict[ColumnPlan, dict[State, None]] = field(default_factory=lambda: defaultdict(dict))
     """Rows whose vectors are made, or looked at again, when the database has them."""
     deferred: dict[Target, list[State]] = field(default_factory=dict)
     """Rows that are left to a worker because the embedder cannot be reached."""
     moved: set[tuple[Target, Key]] = field(default_factory=set)
     """Rows that the changed rows belonged to before."""
-    by_hand: dict[ColumnPlan, list[State]] = field(default_factory=dict)
+    linked: set[tuple[State, Dependant]] = field(default_factory=set)
+    """The rows that were asked so before the statements."""
+    by_hand: defaultdict[ColumnPlan, dict[State, None]] = field(default_factory=lambda: defaultdict(dict))
     """Rows whose vectors the program set, and that get the fingerprint of the text that the database has."""
-    current: set[tuple[State, str]] = field(default_factory=set)
-    """Rows of which no entry is written, since the program set the vector of a text that is known."""
+    current: dict[tuple[State, str], bool] = field(default_factory=dict)
+    """Rows of which no entry is written, since the program set the vector of a text that is known; whether it left
+    the fingerprint open."""
     expressions: dict[State, set[str]] = field(default_factory=dict)
     """Attributes set to SQL expressions, which SQLAlchemy forgets about with the statement."""
+    expired: dict[State, frozenset[str]] = field(default_factory=dict)
+    """Attributes that had no value before the statements."""
 
+    _parts: defaultdict[ColumnPlan, dict[State, list[Any]]] = field(default_factory=lambda: defaultdict(dict))
     _models: dict[ColumnPlan, Model] = field(default_factory=dict)
 
     def mark_of(self, column: ColumnPlan, text: str | None) -> str | None:
@@ -63,6 +70,27 @@ class _Flush:
         if model is None:
             model = self._models[column] = self.embedders.model(column.column)
         return fingerprint(model, text)
+
+    def text_of(self, column: ColumnPlan, state: State) -> str | None:
+        """Return the text of an object of which that is known, and keep what it was made of."""
+        parts = self._parts[column][state] = column.parts_of(state.dict)
+        return column.text_of(state, parts)
+
+    def note_expressions(self, state: State) -> None:
+        """Note which attributes were set to expressions since: they have no value after the statement."""
+        news = state.expired_attributes - self.expired.get(state, frozenset())
+        if news:
+            self.expressions[state] = self.expressions.get(state, set()) | news
+
+    def is_as_it_was(self, column: ColumnPlan, state: State) -> bool:
+        """Tell whether the text of a row is the one that was looked at, or that there was no need to look at."""
+        parts = self._parts[column].get(state)
+        if parts is None:
+            return state.key is not None and not self.touches(state, column.watched)
+        lost = state.expired_attributes
+        return parts == column.parts_of(state.dict) and not (
+            lost and lost.intersection(column.sources) - state.dict.keys()
+        )
 
     def touches(self, state: State, names: Iterable[str]) -> bool:
         """Tell whether one of some attributes of a row was changed."""
@@ -142,7 +170,7 @@ class Listener:
             elif not column.at_flush:
                 continue
             elif not is_known:
-                flush.late.setdefault(column, []).append(state)
+                flush.late[column][state] = None
             else:
                 self._wish(flush, wishes, column, state, is_new=True)
 
@@ -151,6 +179,8 @@ class Listener:
         expressions = {name for name in committed if is_expression(values.get(name))}
         if expressions:
             flush.expressions[state] = expressions
+        if state.expired_attributes:
+            flush.expired[state] = frozenset(state.expired_attributes)
         for column in plan.columns:
             vector_set = column.key in committed and has_changed(state, column.key)
             fingerprint_set = column.fingerprint_key in committed and has_changed(state, column.fingerprint_key)
@@ -164,7 +194,7 @@ class Listener:
             elif column.at_flush and (changed or vector_set or fingerprint_set):
                 is_written = is_known and self._wish(flush, wishes, column, state, is_new=False, again=vector_set)
                 if not (is_written and is_whole):
-                    flush.late.setdefault(column, []).append(state)
+                    flush.late[column][state] = None
 
     def _look_at_hand(
         self,
@@ -181,14 +211,14 @@ class Listener:
         A fingerprint of another text is as stale as it would be in the database: an object has one that was copied,
         or that failed to be written and was edited since.
         """
-        wanted = flush.mark_of(column, column.text_of(state)) if is_known else None
+        wanted = flush.mark_of(column, flush.text_of(column, state)) if is_known else None
         if given is None and not is_known:
-            flush.by_hand.setdefault(column, []).append(state)
+            flush.by_hand[column][state] = None
         elif wanted is not None and given in (None, wanted):
             set_value(state, column.fingerprint_key, wanted)
-            flush.current.add((state, column.key))
+            flush.current[state, column.key] = given is None
         elif column.at_flush and not (is_known and self._wish(flush, wishes, column, state, is_new=is_new, again=True)):
-            flush.late.setdefault(column, []).append(state)
+            flush.late[column][state] = None
 
     def _wish(
         self,
@@ -202,7 +232,7 @@ class Listener:
     ) -> bool:
         """Wish for the vector of a text that is known, and tell whether the statement writes its fingerprint."""
         values = state.dict
-        text = column.text_of(state)
+        text = flush.text_of(column, state)
         stored = values.get(column.fingerprint_key)
         if text is None:
             for name in (column.key, column.fingerprint_key):
@@ -219,6 +249,7 @@ class Listener:
         for dependant in plan.dependants:
             leaves = deleted or flush.touches(state, dependant.links)
             if leaves and state.key is not None:
+                flush.linked.add((state, dependant))
                 connection = _connection(session, dependant.target)
                 found = dependant.keys_of(connection, [state.key[1]])
                 flush.moved |= {(dependant.target, key) for key in found}
@@ -284,19 +315,25 @@ class Listener:
             return
         entries: dict[tuple[Target, Key], Operation] = dict.fromkeys(flush.moved, "upsert")
         others: dict[Dependant, set[Key]] = {}
+        former: dict[Dependant, set[Key]] = {}
         made: dict[Derived, list[State]] = {}
+        plan_of = self._plans.of
         for state, (is_deleted, list_only) in context.states.items():
             if list_only:
                 continue
-            plan = self._plans.of(state.mapper)
-            if plan is None or not plan.is_looked_at_again:
+            plan = plan_of(state.mapper)
+            if plan is None:
+                continue
+            if not is_deleted:
+                self._look_for_hooks(flush, plan, state)
+            if not plan.is_looked_at_again:
                 continue
             if not is_deleted:
                 for target in _to_be_noted(flush, plan, state):
                     entries[target, key_of(target, state)] = "upsert"
                 for column in plan.at_flush:
                     if column.references and flush.touches(state, column.references):
-                        flush.late.setdefault(column, []).append(state)
+                        flush.late[column][state] = None
             for derived in plan.derived:
                 if is_deleted or state.key is None or flush.touches(state, derived.watched):
                     made.setdefault(derived, []).append(state)
@@ -307,19 +344,45 @@ class Listener:
             for dependant in plan.dependants:
                 if is_deleted or state.key is None or flush.touches(state, dependant.names):
                     others.setdefault(dependant, set()).add(identity(state))
+                    before = dependant.reference_before(state)
+                    if before is not None and (state, dependant) not in flush.linked:
+                        former.setdefault(dependant, set()).add(before)
         for target, states in flush.deferred.items():
             entries.update(dict.fromkeys(((target, key_of(target, state)) for state in states), "upsert"))
         for dependant, keys in others.items():
             found = dependant.keys_of(_connection(session, dependant.target), sorted(keys, key=repr))
             for key in sorted(found, key=repr):
                 entries.setdefault((dependant.target, key), "upsert")
+        for dependant, keys in former.items():
+            for key in dependant.keys_referred_to(_connection(session, dependant.target), sorted(keys, key=repr)):
+                entries.setdefault((dependant.target, key), "upsert")
         self._write_entries(session, entries)
         for derived, states in made.items():
             self._bring_into_step(session, flush, derived, states)
         for late, by_hand in ((flush.by_hand, True), (flush.late, False)):
-            for column, states in late.items():
-                written = [s for s in states if not context.states.get(s, (True, True))[0]]
-                self._look_again(session, flush.embedders, column, written, by_hand=by_hand)
+            for column, rows in late.items():
+                written = [s for s in rows if not context.states.get(s, (True, True))[0]]
+                if written:
+                    self._look_again(session, flush.embedders, column, written, by_hand=by_hand)
+
+    def _look_for_hooks(self, flush: _Flush, plan: Plan, state: State) -> None:
+        """Have a row looked at again of which hooks of SQLAlchemy changed the text, or that they added.
+
+        Those of mappers, and what listens to the session after us, come after before_flush().
+        """
+        if state.key is not None and state.expired_attributes:
+            flush.note_expressions(state)
+        for column in plan.own:
+            if flush.is_as_it_was(column, state) or state in flush.late[column] or state in flush.by_hand[column]:
+                continue
+            is_by_hand = flush.current.pop((state, column.key), None)
+            if is_by_hand is None and (state.key is None or flush.touches(state, (column.key,))):
+                values = state.dict
+                is_by_hand = values.get(column.key) is not None and values.get(column.fingerprint_key) is None
+            if is_by_hand:
+                flush.by_hand[column][state] = None
+            elif column.at_flush:
+                flush.late[column][state] = None
 
     def _bring_into_step(self, session: Session, flush: _Flush, derived: Derived, states: Sequence[State]) -> None:
         """Write the rows that are made of the texts of rows, with their vectors unless a worker makes them."""

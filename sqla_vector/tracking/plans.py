@@ -110,12 +110,13 @@ class ColumnPlan:
         source = self.column.spec.source
         return source.of_values if source.function is None and self._types is not None else None
 
-    def text_of(self, state: InstanceState[Any]) -> str | None:
+    def parts_of(self, values: dict[str, Any]) -> list[Any]:
+        """Return what a text is made of that is known."""
+        return [values.get(name) for name in self.sources]
+
+    def text_of(self, state: InstanceState[Any], parts: list[Any]) -> str | None:
         """Return the text of an object of which that is known."""
-        if self._of_values is None:
-            return self.column.text_of(state.obj())
-        values = state.dict
-        return self._of_values([values.get(name) for name in self.sources])
+        return self.column.text_of(state.obj()) if self._of_values is None else self._of_values(parts)
 
     def knows(self, values: dict[str, Any], *, is_new: bool) -> bool:
         """Tell whether attributes have before the statement all that the text will be made of.
@@ -154,6 +155,11 @@ class Plan:
     def at_flush(self) -> tuple[ColumnPlan, ...]:
         """The columns that are embedded as the session flushes."""
         return tuple(column for column in self.columns if column.at_flush)
+
+    @cached_property
+    def own(self) -> tuple[ColumnPlan, ...]:
+        """The columns whose texts are made of the row alone."""
+        return tuple(column for column in self.columns if not column.is_related)
 
     @cached_property
     def deferred(self) -> tuple[ColumnPlan, ...]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 from sqlalchemy import Column, Connection, Select, select, tuple_
-from sqlalchemy.orm import Mapper, RelationshipProperty, aliased
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipProperty, aliased
+from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE
 from sqlalchemy.orm.interfaces import RelationshipDirection
 from sqlalchemy.sql import visitors
 
@@ -66,6 +68,35 @@ class Dependant:
             names = [self.mapper.get_property_by_column(column).key for column in self.mapper.primary_key]
             columns = [getattr(alias, name) for name in names]
             part = keys_in(connection, columns, others[start : start + 500])
+            found |= {tuple(row) for row in connection.execute(stmt.where(part))}
+        return found
+
+    @cached_property
+    def _reference(self) -> tuple[tuple[str, Any], ...]:
+        """The attributes by which a row of a collection refers to the row that has it, with the columns referred to."""
+        prop = self.parent.relationships[self.relations[-1]]
+        if prop.direction is not RelationshipDirection.ONETOMANY:
+            return ()
+        of = self.mapper.get_property_by_column
+        return tuple((of(remote).key, local) for local, remote in prop.synchronize_pairs)
+
+    def reference_before(self, state: InstanceState[Any]) -> Key | None:
+        """Return what a row of a collection referred to before its statement, None if that is the same or unknown."""
+        before = [state.get_history(name, PASSIVE_NO_INITIALIZE) for name, _ in self._reference]
+        if not before or state.key is None:
+            return None
+        known = [(*history.deleted, *history.unchanged) for history in before]
+        return (
+            tuple(values[0] for values in known) if all(values and values[0] is not None for values in known) else None
+        )
+
+    def keys_referred_to(self, connection: Connection, references: Sequence[Key]) -> set[Key]:
+        """Return the keys of the dependants of rows that have a collection, by what refers to these."""
+        found: set[Key] = set()
+        for start in range(0, len(references), 500):
+            stmt, at = _joined(select(*self.target.key_attributes), self.target.mapper, self.relations[:-1])
+            columns = [getattr(at, self.parent.get_property_by_column(local).key) for _, local in self._reference]
+            part = keys_in(connection, columns, references[start : start + 500])
             found |= {tuple(row) for row in connection.execute(stmt.where(part))}
         return found
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import CHAR, Computed, ForeignKey, Numeric, Table, func, literal, select, update
+from sqlalchemy import CHAR, Computed, ForeignKey, Numeric, Table, event, func, literal, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, make_transient, mapped_column, relationship
 
 from sqla_vector import Vector
 from sqla_vector.embedding import Fingerprint, embedding_column
 from sqla_vector.exc import EmbedderError, VectorError
-from sqla_vector.tracking import outbox_table
+from sqla_vector.tracking import outbox_table, outbox_triggers
 from tests.tracking.conftest import Tracked
 from tests.tracking.models import DIM, CountingEmbedder, article_models
 from tests.tracking.stale import digest_of, joined, stale_rows
@@ -519,3 +519,141 @@ def test_no_flush_is_remembered(tracked: Make):
 def test_a_worker_knows_models_that_nobody_has_used_yet(tracked: Make):
     t = tracked(article_models("worker"), CountingEmbedder())
     assert [target.entity for target in t.tracking.targets] == ["article"]
+
+
+def hooked(when: str = "flush") -> Any:
+    """Return a base with Article, which has no related rows."""
+    base_ = base()
+
+    class Article(base_):
+        __tablename__ = "article"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str | None]
+        body: Mapped[str | None]
+        views: Mapped[int] = mapped_column(default=0)
+        embedding: Mapped[Any | None] = vector(("title", "body"), when)
+        embedding_fingerprint: Mapped[str | None] = mark()
+
+    base_.Article = Article
+    return base_
+
+
+@pytest.mark.parametrize("triggers", [False, True])
+def test_a_text_that_a_hook_of_the_mapper_changes_is_embedded(tracked: Make, triggers: bool):
+    b = hooked()
+    if triggers:
+        outbox_triggers(b, b.outbox)
+
+    def tidy(mapper: Any, connection: Any, article: Any) -> None:
+        if article.title is not None:
+            article.title = article.title.strip()
+        article.body = f"{article.title} of {article.views}"
+
+    event.listen(b.Article, "before_insert", tidy)
+    event.listen(b.Article, "before_update", tidy)
+    t = tracked(b, CountingEmbedder())
+    by_hand = t.embedder.vector("b\n\nb of 0")
+    t.run(lambda s: s.add_all([b.Article(id=1, title=" a "), b.Article(id=2, title=" b ", views=0, embedding=by_hand)]))
+    assert stale(t, b.Article, article_text) == []
+    t.run(lambda s: setattr(s.get_one(b.Article, 1), "title", " c "))
+    assert stale(t, b.Article, article_text) == []
+    t.run(lambda s: setattr(s.get_one(b.Article, 1), "views", 7))
+    assert stale(t, b.Article, article_text) == []
+    assert t.embedder.texts[-1] == "c\n\nc of 7"
+    settle(t)
+
+
+def test_an_expression_that_a_hook_of_the_mapper_sets_is_embedded_as_the_database_made_it(tracked: Make):
+    b = hooked()
+
+    def shout(mapper: Any, connection: Any, article: Any) -> None:
+        article.body = func.upper(literal(f"b{article.views}"))
+
+    event.listen(b.Article, "before_insert", shout)
+    event.listen(b.Article, "before_update", shout)
+    t = tracked(b, CountingEmbedder())
+    t.run(lambda s: s.add(b.Article(id=1, title="a")))
+    assert stale(t, b.Article, article_text) == []
+    t.run(lambda s: setattr(s.get_one(b.Article, 1), "views", 7))
+    assert stale(t, b.Article, article_text) == []
+    assert t.embedder.texts[-1] == "a\n\nB7"
+
+
+@pytest.mark.parametrize("when", ["flush", "worker"])
+def test_a_vector_set_by_hand_is_that_of_the_text_after_the_hooks(tracked: Make, when: str):
+    b = hooked(when)
+    event.listen(b.Article, "before_insert", lambda _, __, article: setattr(article, "title", article.title.strip()))
+    t = tracked(b, CountingEmbedder())
+    t.run(lambda s: s.add(b.Article(id=1, title=" a ", embedding=t.embedder.vector("a"))))
+    settle(t)
+    assert stale(t, b.Article, article_text) == []
+    assert t.embedder.texts == []
+
+
+@pytest.mark.parametrize("when", ["flush", "worker"])
+def test_what_later_listeners_change_and_add_is_embedded(tracked: Make, when: str):
+    b = hooked(when)
+    t = tracked(b, CountingEmbedder())
+
+    def tidy(session: Session, context: Any, instances: Any) -> None:
+        for article in [*session.new, *session.dirty]:
+            article.title = article.title.strip()
+            if article.id < 10 and article in session.new:
+                session.add(b.Article(id=article.id + 10, title="More of " + article.title))
+                session.add(b.Article(id=article.id + 20, title="By hand", embedding=t.embedder.vector("By hand")))
+
+    event.listen(t.sessions, "before_flush", tidy)
+    t.run(lambda s: s.add(b.Article(id=1, title=" a ")))
+    settle(t)
+    t.run(lambda s: setattr(s.get_one(b.Article, 1), "title", " c "))
+    settle(t)
+    assert stale(t, b.Article, article_text) == []
+    assert "By hand" not in t.embedder.texts
+
+
+def test_a_row_that_nobody_changes_after_it_was_looked_at_is_not_read_again(tracked: Make):
+    b = hooked()
+    t = tracked(b, CountingEmbedder())
+    said: list[str] = []
+    event.listen(t.engine, "before_cursor_execute", lambda *args: said.append(args[2].split()[0]))
+    t.run(lambda s: s.add_all(b.Article(id=n, title=f"a{n}", body="b") for n in range(9)))
+    assert set(said) <= {"INSERT", "BEGIN"}
+
+
+@pytest.mark.parametrize("when", ["flush", "worker"])
+def test_a_foreign_key_that_a_hook_sets_concerns_the_former_row_too(tracked: Make, when: str):
+    b = base()
+
+    class Shelf(b):
+        __tablename__ = "shelf"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str | None]
+        books: Mapped[list[Book]] = relationship()
+        embedding: Mapped[Any | None] = vector(
+            lambda shelf: joined(shelf.name, *sorted(book.title for book in shelf.books)),
+            when,
+            depends_on=("name", "books.title"),
+        )
+        embedding_fingerprint: Mapped[str | None] = mark()
+
+    class Book(b):
+        __tablename__ = "book"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        wanted: Mapped[int | None]
+        shelf_id: Mapped[int | None] = mapped_column(ForeignKey("shelf.id"))
+
+    def text_of(shelf: Any) -> str | None:
+        return joined(shelf.name, *sorted(book.title for book in shelf.books))
+
+    t = tracked(b, CountingEmbedder())
+    t.run(lambda s: s.add_all([Shelf(id=1, name="one", books=[Book(id=1, title="a")]), Shelf(id=2, name="two")]))
+    settle(t)
+
+    def move(mapper: Any, connection: Any, book: Any) -> None:
+        book.shelf_id = book.wanted
+
+    event.listen(Book, "before_update", move)
+    t.run(lambda s: setattr(s.get_one(Book, 1), "wanted", 2))
+    settle(t)
+    assert stale(t, Shelf, text_of) == []
