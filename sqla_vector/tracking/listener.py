@@ -186,8 +186,9 @@ class Listener:
             fingerprint_set = column.fingerprint_key in committed and has_changed(state, column.fingerprint_key)
             changed = {name for name in column.watched if name in committed and has_changed(state, name)}
             is_known = column.knows(values, is_new=False)
-            # Somebody else may have changed the rest of the text since it was read, unless versions are counted.
-            is_whole = changed.issuperset(column.sources) or state.mapper.version_id_col is not None
+            # Somebody else may have changed the rest of the text since it was read.  A version counter does not tell:
+            # only those who use it count.
+            is_whole = changed.issuperset(column.sources)
             if vector_set and values.get(column.key) is not None:
                 given = values.get(column.fingerprint_key) if fingerprint_set else None
                 self._look_at_hand(flush, wishes, column, state, given, is_known and is_whole, False)

@@ -657,3 +657,32 @@ def test_a_foreign_key_that_a_hook_sets_concerns_the_former_row_too(tracked: Mak
     t.run(lambda s: setattr(s.get_one(Book, 1), "wanted", 2))
     settle(t)
     assert stale(t, Shelf, text_of) == []
+
+
+@pytest.mark.parametrize("triggers", [False, True])
+def test_a_version_that_others_do_not_count_does_not_vouch_for_the_rest_of_a_text(tracked: Make, triggers: bool):
+    Base = base()
+
+    class Article(Base):
+        __tablename__ = "article"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        version: Mapped[int] = mapped_column()
+        title: Mapped[str | None]
+        body: Mapped[str | None]
+        embedding: Mapped[Any | None] = vector(("title", "body"))
+        embedding_fingerprint: Mapped[str | None] = mark()
+        __mapper_args__ = {"version_id_col": version}
+
+    if triggers:
+        outbox_triggers(Base, Base.outbox)
+    t = tracked(Base, CountingEmbedder())
+    t.run(lambda s: s.add(Article(id=1, title="a", body="b")))
+
+    def edit(session: Session) -> None:
+        article = session.get_one(Article, 1)
+        session.execute(update(Article.__table__).values(body="other"))
+        article.title = "c"
+
+    t.run(edit)
+    settle(t)
+    assert stale(t, Article, article_text) == []
