@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, delete, exists, select
@@ -20,7 +20,10 @@ from sqla_vector.tracking.targets import Embedders, Key, Target
 from sqla_vector.tracking.texts import RowState, Write, read, write
 from sqla_vector.types import support_of
 
-__all__ = ["Batch", "Failure", "Job", "Row", "finish", "take", "write_made"]
+__all__ = ["WHOLE", "Batch", "Failure", "Job", "Row", "finish", "take", "write_made"]
+
+WHOLE: Final = ""
+"""In the place of a column: the row as a whole fails."""
 
 RowName = tuple[str, Key]
 """A row: its entity and its key."""
@@ -57,9 +60,19 @@ class Row:
     """A row of a batch."""
 
     entries: list[Entry] = field(default_factory=list)
-    failure: Failure | None = None
+    failures: dict[str, Failure] = field(default_factory=dict)
+    """Why it lacks what it should have, by the column; a row that is refused as a whole has one without a name."""
     is_late: bool = False
     """Whether it is left for later, since somebody is changing it."""
+
+    @property
+    def failure(self) -> Failure | None:
+        """All of them as one, which is final if none of them is worth another attempt."""
+        failures = list(self.failures.values())
+        if len(failures) < 2:
+            return failures[0] if failures else None
+        reason = "; ".join(failure.reason for failure in failures)
+        return Failure(failures[0].kind, reason, all(failure.is_final for failure in failures))
 
     @property
     def ids(self) -> list[int]:
@@ -176,7 +189,8 @@ def _find_stale(
     for key, state in read(connection, target, column, keys).items():
         wanted = state.wanted(model)
         if state.error is not None:
-            batch.rows[target.entity, key].failure = Failure("text", f"{column}: {state.error}", is_final=True)
+            failure = Failure("text", f"{column}: {state.error}", is_final=True)
+            batch.rows[target.entity, key].failures[str(column)] = failure
         elif not (is_current := state.has(wanted)) or has_relations(column):
             # Current by what is committed; somebody may be changing a related row, as finish() finds out.
             batch.jobs.append(Job(target, column, state, wanted, not is_current))
@@ -216,18 +230,23 @@ def finish(
     _forget_dead(connection, outbox, done)
     acknowledge(connection, outbox, batch.token, [id_ for row in done.values() for id_ in row.ids])
     postpone(connection, outbox, batch.token, [id_ for row in late for id_ in row.ids], later)
-    dead = 0
+    dead = postponed = 0
     for row, failure in failed:
         *others, last = row.entries
         acknowledge(connection, outbox, batch.token, [entry.id for entry in others])
-        dead += _bury(connection, outbox, batch, last, failure, delays)
+        if row.is_late and _is_last(last, failure, delays):
+            # Of what else the row should have nothing would be made any more.
+            postpone(connection, outbox, batch.token, [last.id], later)
+            postponed += 1
+        else:
+            dead += _bury(connection, outbox, batch, last, failure, delays)
     for entry, reason in batch.broken:
         dead += _bury(connection, outbox, batch, entry, Failure("entry", reason, is_final=True), delays)
     return {
-        "written": len(written),
+        "written": len({name for name in written if not batch.rows[name].failures}),
         "current": len(done.keys() - written),
-        "late": len(late),
-        "retried": len(failed) + len(batch.broken) - dead,
+        "late": len(late) + postponed,
+        "retried": len(failed) + len(batch.broken) - dead - postponed,
         "dead": dead,
     }
 
@@ -240,7 +259,7 @@ def _bring_into_step(connection: Connection, outbox: Table, batch: Batch, derive
         return set()
     difference = derived.compare(connection, keys, lock=True)
     for key, why in difference.errors.items():
-        batch.rows[entity, key].failure = Failure("text", f"{derived}: {why}", is_final=True)
+        batch.rows[entity, key].failures[str(derived)] = Failure("text", f"{derived}: {why}", is_final=True)
     for key in difference.late:
         batch.rows[entity, key].is_late = True
     without = derived.write(connection, difference, {})
@@ -251,17 +270,23 @@ def _bring_into_step(connection: Connection, outbox: Table, batch: Batch, derive
 def _bury(
     connection: Connection, outbox: Table, batch: Batch, entry: Entry, failure: Failure, delays: Sequence[float]
 ) -> bool:
-    is_dead = failure.is_final or entry.attempts >= len(delays)
+    is_dead = _is_last(entry, failure, delays)
     bury(connection, outbox, batch.token, entry, failure.reason, None if is_dead else delays[entry.attempts])
     batch.failed.append((entry, failure, is_dead))
     return is_dead
+
+
+def _is_last(entry: Entry, failure: Failure, delays: Sequence[float]) -> bool:
+    return failure.is_final or entry.attempts >= len(delays)
 
 
 def _write_all(connection: Connection, batch: Batch, embedders: Embedders) -> set[RowName]:
     written: set[RowName] = set()
     by_column: dict[tuple[int, int], list[Job]] = {}
     for job in batch.jobs:
-        if batch.rows[job.row].failure is None:
+        failures = batch.rows[job.row].failures
+        # What fails for one column must not keep the others on vectors of old texts.
+        if not failures or not failures.keys() & {WHOLE, str(job.column)}:
             # By what they are, not by what is in them: that would be hashed for every row.
             by_column.setdefault((id(job.target), id(job.column)), []).append(job)
     for jobs in by_column.values():

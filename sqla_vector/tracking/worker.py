@@ -21,7 +21,7 @@ from sqla_vector.tracking.calls import Calls, Made
 from sqla_vector.tracking.consumer import Consumer
 from sqla_vector.tracking.derived import derived_of
 from sqla_vector.tracking.events import BatchFinished, OnEvent, Outage, Outcome, RowFailed
-from sqla_vector.tracking.jobs import Batch, Failure, Job, finish, take
+from sqla_vector.tracking.jobs import WHOLE, Batch, Failure, Job, Row, finish, take
 from sqla_vector.tracking.limits import Limits, RateLimit
 from sqla_vector.tracking.outbox import CHANNEL, is_pending
 from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
@@ -172,7 +172,7 @@ class Worker(Consumer[Batch]):
 
     def _embed_all(self, batch: Batch) -> Steps[int]:
         """Embed what is stale, and return the number of entries that an outage leaves for later."""
-        postponed: set[int] = set()
+        postponed: dict[int, Row] = {}
         for name, embedder, jobs in self._by_embedder(batch):
             try:
                 yield from self._embed(batch, name, embedder, jobs)
@@ -181,10 +181,10 @@ class Worker(Consumer[Batch]):
                 yield from self._note_outage(name, embedder, error)
                 for job in jobs:
                     row = batch.rows[job.row]
-                    if str(job.wanted) not in batch.vectors and row.failure is None:
+                    if str(job.wanted) not in batch.vectors and str(job.column) not in row.failures:
                         row.is_late = True
-                        postponed.update(row.ids)
-        return len(postponed)
+                        postponed |= dict.fromkeys(row.ids, row)
+        return sum(not row.failures for row in postponed.values())
 
     def _reachable(self) -> tuple[Target, ...]:
         """Return the targets, without tables for which an embedder is needed that cannot be reached."""
@@ -231,7 +231,8 @@ class Worker(Consumer[Batch]):
                     if isinstance(result, np.ndarray):
                         batch.vectors[str(job.wanted)] = result
                     else:
-                        batch.rows[job.row].failure = Failure("embedder", f"{job.column}: {result}")
+                        failure = Failure("embedder", f"{job.column}: {result}")
+                        batch.rows[job.row].failures[str(job.column)] = failure
 
     def _finish(self, batch: Batch, *, go_on: bool) -> Steps[tuple[dict[str, int], Batch | None]]:
         """Write what was made; a row that the database refuses fails alone."""
@@ -262,7 +263,7 @@ class Worker(Consumer[Batch]):
                 if is_passing(error):
                     raise
                 for row in part.rows.values():
-                    row.failure = Failure("database", f"cannot be written: {said(error)}")
+                    row.failures[WHOLE] = Failure("database", f"cannot be written: {said(error)}")
                 found, _ = yield from self._insist(settle(part), go_on=go_on)
             yield from self._tell_failed(part)
             counts = {name: counts.get(name, 0) + number for name, number in found.items()}

@@ -5,15 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Table, update
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from sqla_vector import Vector
+from sqla_vector.embedding import Fingerprint, embedding_column
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidOption
+from sqla_vector.tracking import outbox_table
 from tests.tracking.conftest import Tracked
-from tests.tracking.models import CountingEmbedder, article_models
+from tests.tracking.models import DIM, CountingEmbedder, article_models
 from tests.tracking.test_flush import assert_current
 
 Make = Callable[..., Tracked]
+
+
+def two_columns(body_by: str = "counting") -> Any:
+    """Return a base with a class that has a vector of its title and one of its body."""
+
+    class Base(DeclarativeBase):
+        outbox: Table
+
+    class Page(Base):
+        __tablename__ = "page"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str | None]
+        body: Mapped[str | None]
+        of_title: Mapped[Any | None] = embedding_column(Vector(DIM), source="title", embedder="counting", when="worker")
+        of_title_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+        of_body: Mapped[Any | None] = embedding_column(Vector(DIM), source="body", embedder=body_by, when="worker")
+        of_body_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+
+    Base.Page = Page  # type: ignore[attr-defined]
+    Base.outbox = outbox_table(Base.metadata)
+    return Base
 
 
 def test_a_worker_makes_the_vectors_of_all_changes(tracked: Make) -> None:
@@ -78,6 +104,65 @@ def test_a_poison_text_fails_alone(tracked: Make) -> None:
     t.work()
     assert t.entries() == []
     assert_current(t, 16)
+
+
+def test_a_refused_column_keeps_no_other_one_on_the_vector_of_an_old_text(tracked: Make) -> None:
+    def refuse(texts: list[str]) -> None:
+        if "bad" in texts:
+            raise EmbedderError("refused")
+
+    base = two_columns()
+    t = tracked(base, CountingEmbedder(fail=refuse))
+    t.run(lambda s: s.add(base.Page(id=1, title="title", body="body")))
+    t.work()
+    t.run(lambda s: setattr(s.get(base.Page, 1), "title", "bad"))
+    assert t.work(attempts=1).dead == 1
+    t.run(lambda s: setattr(s.get(base.Page, 1), "body", "other"))
+    assert t.work(attempts=2).dead == 1
+    page = t.untracked(lambda s: s.get(base.Page, 1))
+    assert np.array_equal(page.of_body, t.embedder.vector("other"))
+    assert np.array_equal(page.of_title, t.embedder.vector("title"))
+    (entry,) = t.entries()
+    assert (entry.state, entry.reason) == ("dead", "Page.of_title: refused")
+    # What was paid for is not made again at the next attempt.
+    assert t.embedder.texts.count("other") == 2
+    t.run(lambda s: setattr(s.get(base.Page, 1), "title", "good"))
+    t.work()
+    assert t.entries() == []
+
+
+def test_a_row_of_which_two_columns_fail_has_both_reasons(tracked: Make) -> None:
+    def refuse(texts: list[str]) -> None:
+        if set(texts) & {"bad", "worse"}:
+            raise EmbedderError("refused")
+
+    base = two_columns()
+    t = tracked(base, CountingEmbedder(fail=refuse))
+    t.run(lambda s: s.add(base.Page(id=1, title="bad", body="worse")))
+    outcome = t.work(attempts=1)
+    assert (outcome.entries, outcome.dead, outcome.written) == (1, 1, 0)
+    (entry,) = t.entries()
+    assert entry.reason == "Page.of_title: refused; Page.of_body: refused"
+
+
+def test_a_row_is_not_dead_before_its_other_column_is_seen_to(tracked: Make) -> None:
+    def refuse(texts: list[str]) -> None:
+        if "bad" in texts:
+            raise EmbedderError("refused")
+
+    def down(texts: list[str]) -> None:
+        raise EmbedderUnavailable("down", retry_after=0.0)
+
+    base = two_columns(body_by="other")
+    other = CountingEmbedder(fail=down)
+    t = tracked(base, CountingEmbedder(fail=refuse), more={"other": other})
+    t.run(lambda s: s.add(base.Page(id=1, title="bad", body="body")))
+    worker = t.worker(attempts=1)
+    outcome = t.once(worker)
+    assert (outcome.dead, outcome.late) == (0, 1)
+    other.fail = None
+    assert t.work(worker).dead == 1
+    assert np.array_equal(t.untracked(lambda s: s.get(base.Page, 1)).of_body, other.vector("body"))
 
 
 def test_an_outage_counts_no_attempts(tracked: Make) -> None:
