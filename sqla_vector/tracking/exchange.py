@@ -48,7 +48,7 @@ class Exchange(ABC):
         after: Key | None = None
         busy: list[Key] = []
         while keys := self._next_keys(after):
-            found = read(self.connection, self.shelf.target, self.shelf.column, keys, lock=True)
+            found = read(self.connection, self.shelf.target, self.shelf.column, keys, lock=True, is_careful=True)
             busy += [key for key in keys if key not in found]
             self._exchange(found)
             after = keys[-1]
@@ -85,7 +85,7 @@ class Exchange(ABC):
         return [tuple(row) for row in self.connection.execute(stmt)]
 
     def _wait_for(self, keys: Sequence[Key]) -> dict[Key, RowState]:
-        return read(self.connection, self.shelf.target, self.shelf.column, keys, lock=True, wait=True)
+        return read(self.connection, self.shelf.target, self.shelf.column, keys, lock=True, wait=True, is_careful=True)
 
     def _write(self, rows: Sequence[Write]) -> None:
         write(self.connection, self.shelf.target, self.shelf.column, rows)

@@ -14,13 +14,13 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.embedding import EmbeddedColumn, Embedder, Model
-from sqla_vector.exc import EmbedderUnavailable, VectorError
+from sqla_vector.exc import EmbedderUnavailable
 from sqla_vector.tracking.calls import Calls, Made
 from sqla_vector.tracking.entries import forget_dead, note
 from sqla_vector.tracking.events import Outage
 from sqla_vector.tracking.jobs import Job, write_made
 from sqla_vector.tracking.limits import tokens_of
-from sqla_vector.tracking.patience import Backoff, is_passing, said
+from sqla_vector.tracking.patience import Backoff, is_of_a_row, is_passing, said, why_of
 from sqla_vector.tracking.steps import Pause, Steps, Transaction
 from sqla_vector.tracking.targets import Key, Target
 from sqla_vector.tracking.texts import RowState, read, read_after
@@ -113,7 +113,7 @@ class Filling:
 
     def _read_again(self, connection: Connection, batch: Batch, keys: Sequence[Key]) -> list[Job]:
         jobs = []
-        for key, state in read(connection, self.target, self.column, keys).items():
+        for key, state in read(connection, self.target, self.column, keys, is_careful=True).items():
             job = self.job_of(state)
             if isinstance(job, str):
                 batch.refused[key] = job
@@ -166,11 +166,11 @@ class Filling:
 
         try:
             written, changing = yield from self.insist(Transaction(run))
-        except (DBAPIError, VectorError) as error:
-            if is_passing(error):
+        except Exception as error:
+            if not is_of_a_row(error):
                 raise
             if len(jobs) == 1:
-                batch.refused[jobs[0].state.key] = f"cannot be written: {said(error)}"
+                batch.refused[jobs[0].state.key] = f"cannot be written: {why_of(error)}"
                 return
             middle = len(jobs) // 2
             yield from self._write(batch, jobs[:middle], vectors, late)

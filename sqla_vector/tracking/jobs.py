@@ -8,13 +8,12 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, delete, exists, select
-from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.embedding import EmbeddedColumn, Model
 from sqla_vector.tracking.derived import Derived
 from sqla_vector.tracking.events import FailureKind
 from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone, put
-from sqla_vector.tracking.patience import is_of_values, said
+from sqla_vector.tracking.patience import is_of_values, why_of
 from sqla_vector.tracking.related import has_relations, lock_related
 from sqla_vector.tracking.targets import Embedders, Key, Target
 from sqla_vector.tracking.texts import RowState, Write, read, write
@@ -135,7 +134,8 @@ def take(
         token: names the claim.
         limit: entries at most.
         lease: seconds.
-        is_careful: if a row cannot be read, none of the entries names one; else the error is raised.
+        is_careful: a row that cannot be read for a column has that for a failure, and if a key cannot be sought none
+            of the entries names a row; else the error is raised.
     """
     embedders = embedders.at(lambda column: connection)
     batch = Batch(token, embedders)
@@ -155,26 +155,30 @@ def take(
         return batch
     try:
         with connection.begin_nested():
-            _find_all_stale(connection, batch, by_entity, embedders)
+            _find_all_stale(connection, batch, by_entity, embedders, is_careful=True)
     except Exception as error:
         if not is_of_values(error):
             raise
-        # What a type says of a value may have the value in it.
-        why = said(error) if isinstance(error, DBAPIError) else type(error).__name__
-        unread = [(entry, f"the row cannot be read: {why}") for row in batch.rows.values() for entry in row.entries]
+        why = f"the row cannot be read: {why_of(error)}"
+        unread = [(entry, why) for row in batch.rows.values() for entry in row.entries]
         return Batch(token, embedders, broken=[*batch.broken, *unread])
     return batch
 
 
 def _find_all_stale(
-    connection: Connection, batch: Batch, by_entity: Mapping[str, Sequence[Target]], embedders: Embedders
+    connection: Connection,
+    batch: Batch,
+    by_entity: Mapping[str, Sequence[Target]],
+    embedders: Embedders,
+    *,
+    is_careful: bool = False,
 ) -> None:
     for entity, owners in by_entity.items():
         keys = [key for name, key in batch.rows if name == entity]
         if keys:
             for target in owners:
                 for column in target.columns:
-                    _find_stale(connection, batch, target, column, keys, embedders)
+                    _find_stale(connection, batch, target, column, keys, embedders, is_careful=is_careful)
 
 
 def _find_stale(
@@ -184,9 +188,11 @@ def _find_stale(
     column: EmbeddedColumn,
     keys: Sequence[Key],
     embedders: Embedders,
+    *,
+    is_careful: bool,
 ) -> None:
     model = embedders.model(column)
-    for key, state in read(connection, target, column, keys).items():
+    for key, state in read(connection, target, column, keys, is_careful=is_careful).items():
         wanted = state.wanted(model)
         if state.error is not None:
             failure = Failure("text", f"{column}: {state.error}", is_final=True)

@@ -11,11 +11,21 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, StatementError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError, SQLAlchemyError, StatementError
 
 from sqla_vector.exc import InvalidOption, VectorError
 
-__all__ = ["Backoff", "check_seconds", "has_passing_state", "is_of_values", "is_passing", "said", "stopped_by_signals"]
+__all__ = [
+    "Backoff",
+    "check_seconds",
+    "has_passing_state",
+    "is_of_a_row",
+    "is_of_values",
+    "is_passing",
+    "said",
+    "stopped_by_signals",
+    "why_of",
+]
 
 _PASSING: Final = frozenset({"08", "40", "53", "55", "57", "58"})
 """Connections, rollbacks (deadlocks), resources, states of objects (locks), interventions of operators, the system:
@@ -61,10 +71,21 @@ def is_of_values(error: Exception) -> bool:
     if isinstance(error, DBAPIError):
         # By PostgreSQL's code, since of asyncpg's errors SQLAlchemy makes no DataError.
         return isinstance(error, DataError) or str(getattr(error.orig, "sqlstate", None)).startswith("22")
-    # What this package raises is about how it is used, whichever row comes.
-    return isinstance(error, (StatementError, ValueError, TypeError, ArithmeticError)) and not isinstance(
-        error, VectorError
-    )
+    if isinstance(error, StatementError):
+        return True
+    # A type may raise anything at a value.  What SQLAlchemy and this package raise is about how they are used, and
+    # what the system raises about the system, whichever row comes.
+    return not isinstance(error, (SQLAlchemyError, VectorError, OSError, MemoryError)) and not has_passing_state(error)
+
+
+def is_of_a_row(error: Exception) -> bool:
+    """Tell whether an error as rows are written may be about one of them: the others can be written."""
+    return not is_passing(error) and (isinstance(error, (DBAPIError, VectorError)) or is_of_values(error))
+
+
+def why_of(error: Exception) -> str:
+    """Return what may be known of an error at a row: what a type says of a value may have the value in it."""
+    return said(error) if isinstance(error, (DBAPIError, VectorError)) else type(error).__name__
 
 
 def said(error: Exception) -> str:

@@ -11,17 +11,22 @@ from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 from sqlalchemy import Column, Connection, bindparam, false, null, select, tuple_, update
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, defer, selectinload
+from sqlalchemy.exc import DBAPIError, PendingRollbackError, ResourceClosedError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session, defer, selectinload, undefer
 
 from sqla_vector.embedding import EmbeddedColumn, Model, SourceText, fingerprint
 from sqla_vector.exc import InvalidText
 from sqla_vector.tracking.mirrors import note_written
+from sqla_vector.tracking.patience import is_of_values, why_of
 from sqla_vector.tracking.related import Made, has_relations, keys_in
 from sqla_vector.tracking.targets import Key, Target
 
 __all__ = ["HasText", "RowState", "keys_after", "mark", "read", "read_after", "write"]
 
+
+_OF_THE_DATABASE: Final = (DBAPIError, PendingRollbackError, ResourceClosedError, PoolTimeoutError)
+"""What a source function raises if the database fails: of other rows it would raise the same."""
 
 _NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
@@ -74,6 +79,7 @@ def read(
     lock: bool = False,
     wait: bool = False,
     before: Mapping[Key, RowState] = _NOTHING,
+    is_careful: bool = False,
 ) -> dict[Key, RowState]:
     """Return the states of rows that exist.
 
@@ -86,9 +92,12 @@ def read(
             just changing.
         wait: for those that somebody is changing, instead of leaving them out.
         before: how rows were found before; a text that is made of the same is not made again.
+        is_careful: a row whose text cannot be read has that for an error; else it is raised, whichever row it was.
     """
     if not keys:
         return {}
+    if is_careful:
+        return {state.key: state for state in _read_carefully(connection, target, column, keys, lock, wait=wait)}
     criterion = keys_in(connection, target.key_attributes, keys)
     found = _read(connection, target, column, criterion, len(keys), lock, before, wait=wait)
     return {state.key: state for state in found}
@@ -103,9 +112,58 @@ def keys_after(target: Target, after: Key) -> Any:
 def read_after(
     connection: Connection, target: Target, column: HasText, after: Key | None, limit: int
 ) -> list[RowState]:
-    """Return the states of the next rows in the order of their keys, from the first one on if ``after`` is None."""
+    """Return the states of the next rows in the order of their keys, from the first one on if ``after`` is None.
+
+    A row whose text cannot be read has that for an error.
+    """
     criterion = None if after is None else keys_after(target, after)
-    return _read(connection, target, column, criterion, limit, False)
+    try:
+        with connection.begin_nested():
+            return _read(connection, target, column, criterion, limit, False)
+    except Exception as error:
+        if not is_of_values(error):
+            raise
+    stmt = select(*target.key_attributes).order_by(*target.key_attributes).limit(limit)
+    keys = [tuple(row) for row in connection.execute(stmt if criterion is None else stmt.where(criterion))]
+    found = read(connection, target, column, keys, is_careful=True)
+    # One that was deleted meanwhile has nothing: whoever gets fewer than asked for takes them for the last.
+    return [found.get(key) or RowState(key, None, None, None, False) for key in keys]
+
+
+def _read_carefully(
+    connection: Connection, target: Target, column: HasText, keys: Sequence[Key], lock: bool, *, wait: bool
+) -> list[RowState]:
+    """Read rows, halving them until the one is found whose text cannot be read."""
+    criterion = keys_in(connection, target.key_attributes, keys)
+    try:
+        with connection.begin_nested():
+            return _read(connection, target, column, criterion, len(keys), lock, wait=wait)
+    except Exception as error:
+        if not is_of_values(error):
+            raise
+        why = why_of(error)
+    if len(keys) == 1:
+        return _read_without_text(connection, target, column, criterion, lock, f"the row cannot be read: {why}", wait)
+    middle = len(keys) // 2
+    first = _read_carefully(connection, target, column, keys[:middle], lock, wait=wait)
+    return first + _read_carefully(connection, target, column, keys[middle:], lock, wait=wait)
+
+
+def _read_without_text(
+    connection: Connection, target: Target, column: HasText, criterion: Any, lock: bool, error: str, wait: bool
+) -> list[RowState]:
+    stmt: Any = select(*target.key_attributes, *_beside(target, column)).where(criterion)
+    if lock:
+        stmt = stmt.with_for_update(skip_locked=not wait, key_share=True, of=target.mapper.class_)
+    return [RowState(tuple(row[:-2]), None, error, row[-2], bool(row[-1])) for row in connection.execute(stmt)]
+
+
+def _beside(target: Target, column: HasText) -> tuple[Any, Any]:
+    """Return the fingerprint of a row, and whether it has a vector."""
+    if not isinstance(column, EmbeddedColumn):
+        return null(), false()
+    class_ = target.mapper.class_
+    return getattr(class_, column.fingerprint_key), getattr(class_, column.key).is_not(None)
 
 
 def _read(
@@ -121,15 +179,10 @@ def _read(
 ) -> list[RowState]:
     class_ = target.mapper.class_
     keys = target.key_attributes
-    stored: Any = null()
-    has_vector: Any = false()
-    if isinstance(column, EmbeddedColumn):
-        stored = getattr(class_, column.fingerprint_key)
-        has_vector = getattr(class_, column.key).is_not(None)
     source = column.source
     by_columns = source.function is None and not has_relations(column)
     texts = [getattr(class_, path) for path in source.paths] if by_columns else [class_]
-    stmt: Any = select(*keys, stored, has_vector, *texts).order_by(*keys).limit(limit)
+    stmt: Any = select(*keys, *_beside(target, column), *texts).order_by(*keys).limit(limit)
     if criterion is not None:
         stmt = stmt.where(criterion)
     if lock:
@@ -169,6 +222,11 @@ def _loading(target: Target, column: HasText) -> list[Any]:
                 break  # lazy="dynamic" and "write_only": a query of the function's own reads it
             option = selectinload(relation) if option is None else option.selectinload(relation)
             at = at.relationships[name].mapper
+        else:
+            known = dependency.mapper.column_attrs.get(dependency.key)
+            if known is not None and known.deferred:
+                attribute = getattr(dependency.mapper.class_, dependency.key)
+                option = undefer(attribute) if option is None else option.undefer(attribute)
         if option is not None:
             options.append(option)
     return options
@@ -178,7 +236,7 @@ def _made(make: Callable[[Any], str | None], of: Any) -> tuple[str | None, str |
     """Return the text of a row, and why there is none that can be embedded."""
     try:
         return make(of), None
-    except SQLAlchemyError:
+    except _OF_THE_DATABASE:
         raise
     except InvalidText as fault:
         return None, str(fault)

@@ -6,25 +6,24 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.embedding import Embedder
-from sqla_vector.exc import EmbedderUnavailable, InvalidOption, VectorError
+from sqla_vector.exc import EmbedderUnavailable, InvalidOption
 from sqla_vector.schema import check_whole_number
 from sqla_vector.tracking.calls import Calls, Made
 from sqla_vector.tracking.consumer import Consumer
-from sqla_vector.tracking.derived import derived_of
+from sqla_vector.tracking.derived import Derived, derived_of
 from sqla_vector.tracking.events import BatchFinished, OnEvent, Outage, Outcome, RowFailed
 from sqla_vector.tracking.jobs import WHOLE, Batch, Failure, Job, Row, finish, take
 from sqla_vector.tracking.limits import Limits, RateLimit
 from sqla_vector.tracking.outbox import CHANNEL, is_pending
-from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
+from sqla_vector.tracking.patience import check_seconds, is_of_a_row, why_of
 from sqla_vector.tracking.session import tracking_of
 from sqla_vector.tracking.steps import Steps, Transaction
 from sqla_vector.tracking.targets import Embedders, GivenEmbedders, Models, Target, targets_of
@@ -239,9 +238,9 @@ class Worker(Consumer[Batch]):
         delays = [self._backoff.after(number) for number in range(1, self._attempts)]
         later = random.uniform(0.02, 0.1)
 
-        def settle(part: Batch, *, go_on: bool = False) -> Transaction:
+        def settle(part: Batch, derived: Sequence[Derived] = self._derived, *, go_on: bool = False) -> Transaction:
             def run(connection: Connection) -> tuple[dict[str, int], Batch | None]:
-                counts = finish(connection, self._outbox, part, self._embedders, delays, later, self._derived)
+                counts = finish(connection, self._outbox, part, self._embedders, delays, later, derived)
                 return counts, self._claim(connection) if go_on and not self._stopping else None
 
             return Transaction(run)
@@ -253,18 +252,18 @@ class Worker(Consumer[Batch]):
             return answer
         except Exception as error:
             # Also of a row that was to be the next batch's; there :meth:`_take` will meet it.
-            if is_passing(error) or not (isinstance(error, (DBAPIError, VectorError)) or is_of_values(error)):
+            if not is_of_a_row(error):
                 raise
         counts: dict[str, int] = {}
         for part in batch.split():
             try:
                 found, _ = yield from self._insist(settle(part), go_on=go_on)
-            except (DBAPIError, VectorError) as error:
-                if is_passing(error):
+            except Exception as error:
+                if not is_of_a_row(error):
                     raise
                 for row in part.rows.values():
-                    row.failures[WHOLE] = Failure("database", f"cannot be written: {said(error)}")
-                found, _ = yield from self._insist(settle(part), go_on=go_on)
+                    row.failures[WHOLE] = Failure("database", f"cannot be written: {why_of(error)}")
+                found, _ = yield from self._insist(settle(part, ()), go_on=go_on)
             yield from self._tell_failed(part)
             counts = {name: counts.get(name, 0) + number for name, number in found.items()}
         return counts, None

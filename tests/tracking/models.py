@@ -5,7 +5,7 @@ import threading
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ForeignKey, Table
+from sqlalchemy import ForeignKey, String, Table, TypeDecorator, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from sqla_vector import Vector
@@ -82,3 +82,47 @@ def article_models(when: str = "flush", *, related: bool = False, source: Any = 
     Base.Author, Base.Article = Author, Article  # type: ignore[attr-defined]
     Base.outbox = outbox_table(Base.metadata)
     return Base
+
+
+def picky_models(error: type[Exception] = KeyError, *, with_body: bool = False) -> Any:
+    """Return a base with an Article whose titles are of a type that raises at "weird", and an outbox.
+
+    Args:
+        error: what it raises.
+        with_body: whether there is a vector of an ordinary column besides.
+    """
+
+    class Picky(TypeDecorator[str]):
+        impl = String
+        cache_ok = True
+
+        def process_result_value(self, value: Any, dialect: Any) -> Any:
+            if value == "weird":
+                raise error(value)
+            return value
+
+    class Base(DeclarativeBase):
+        outbox: Table
+
+    class Article(Base):
+        __tablename__ = "article"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str | None] = mapped_column(Picky())
+        body: Mapped[str | None]
+        embedding: Mapped[Any | None] = embedding_column(
+            Vector(DIM), source="title", embedder="counting", when="worker"
+        )
+        embedding_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+        if with_body:
+            of_body: Mapped[Any | None] = embedding_column(
+                Vector(DIM), source="body", embedder="counting", when="worker"
+            )
+            of_body_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+
+    Base.Article = Article  # type: ignore[attr-defined]
+    Base.outbox = outbox_table(Base.metadata)
+    return Base
+
+
+POISON = text("UPDATE article SET title = 'weird' WHERE id = 2")
+"""Makes a row of these that cannot be read."""

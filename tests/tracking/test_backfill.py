@@ -20,7 +20,7 @@ from sqla_vector.tracking import Backfill, BackfillReport, abackfill, backfill, 
 from tests.docs.pages import ROOT
 from tests.tracking import limited
 from tests.tracking.conftest import Tracked
-from tests.tracking.models import CountingEmbedder, article_models
+from tests.tracking.models import POISON, CountingEmbedder, article_models, picky_models
 from tests.tracking.test_check import ROWS, put_rows, run_check
 from tests.tracking.test_flush import assert_current
 
@@ -426,3 +426,32 @@ def test_memory_does_not_grow_with_the_rows(tracked: Make) -> None:
     smallest = sys.getsizeof(object())
     assert late - early < 10_000 * smallest, "something is kept for each row"
     assert_current(t, 20_000)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_row_that_cannot_be_read_fails_alone(tracked: Make, workers: int) -> None:
+    t = tracked(picky_models(), CountingEmbedder())
+    t.untracked(lambda s: s.add_all(t.base.Article(id=n, title=f"title {n}") for n in range(1, 8)))
+    t.backend.run_connection(t.engine, lambda c: c.execute(POISON))
+    assert run_backfill(t, dry_run=True).stale == 7
+    report = run_backfill(t, workers=workers, batch_size=2)
+    assert (report.rows, report.written, report.failed, report.is_complete) == (7, 6, 1, True)
+    assert report.failures == {"[2]": "the row cannot be read: KeyError"}
+    assert [entry.row_key for entry in t.entries()] == ["[2]"]
+
+
+@pytest.mark.backends(is_async=False)
+def test_a_row_that_cannot_be_read_any_more_fails_alone(tracked: Make) -> None:
+    base, engine = picky_models(), None
+
+    def poison(texts: list[str]) -> None:
+        assert engine is not None
+        with engine.begin() as connection:
+            connection.execute(POISON)
+
+    t = tracked(base, CountingEmbedder(fail=poison))
+    engine = t.engine
+    t.untracked(lambda s: s.add_all(base.Article(id=n, title=f"title {n}") for n in range(1, 5)))
+    report = run_backfill(t)
+    assert (report.written, report.failed) == (3, 1)
+    assert report.failures == {"[2]": "cannot be written: KeyError"}

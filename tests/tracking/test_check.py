@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import String, Table, delete, event, insert, select, update
+from sqlalchemy import Integer, String, Table, cast, delete, event, insert, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column
 
 from sqla_vector import Vector
 from sqla_vector.embedding import Fingerprint, Model, embedding_column, fingerprint
@@ -21,7 +21,7 @@ from sqla_vector.exc import EmbedderError, InvalidOption
 from sqla_vector.tracking import Report, acheck, check, is_current, outbox_table, untrack
 from sqla_vector.tracking.outbox import put
 from tests.tracking.conftest import Tracked
-from tests.tracking.models import CountingEmbedder, article_models
+from tests.tracking.models import POISON, CountingEmbedder, article_models, picky_models
 
 Make = Callable[..., Tracked]
 
@@ -381,3 +381,41 @@ def _fresh(tracked: Make) -> Tracked:
     t = _MADE[tracked]
     t.untracked(lambda s: [s.execute(delete(table)) for table in (t.base.outbox, t.base.Article.__table__)])
     return t
+
+
+@pytest.mark.parametrize("error", [KeyError, ValueError])
+def test_a_row_that_cannot_be_read_is_invalid_and_hides_no_other(tracked: Make, error: type[Exception]) -> None:
+    t = tracked(picky_models(error), CountingEmbedder())
+    t.run(lambda s: s.add_all(t.base.Article(id=n, title=f"title {n}") for n in range(1, 8)))
+    t.work()
+    t.run(lambda s: s.add(t.base.Article(id=8, title="title 8")))
+    t.backend.run_connection(t.engine, lambda c: c.execute(POISON))
+    report = run_check(t, fix=True)
+    (found,) = report.columns
+    assert (found.rows, found.current, found.invalid, found.missing) == (8, 6, 1, 1)
+    assert found.reasons == {"[2]": f"the row cannot be read: {error.__name__}"}
+    assert report.fixed == 1
+    assert t.work(attempts=1).dead == 1
+
+
+@pytest.mark.backends(family="postgresql", plugin=True)
+def test_a_row_that_the_database_cannot_read_is_invalid_and_hides_no_other(tracked: Make) -> None:
+    class Base(DeclarativeBase):
+        outbox: Any
+
+    class Article(Base):
+        __tablename__ = "article"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str | None]
+        year: Mapped[int] = column_property(cast(literal_column("article.title"), Integer))
+        embedding: Mapped[Any | None] = embedding_column(
+            Vector(4), source=lambda a: str(a.year), depends_on=("title",), embedder="counting", when="worker"
+        )
+        embedding_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+
+    Base.outbox = outbox_table(Base.metadata)
+    t = tracked(Base, CountingEmbedder())
+    t.untracked(lambda s: s.execute(insert(Article), [{"id": n, "title": t} for n, t in enumerate(["1", "x", "3"])]))
+    (found,) = run_check(t).columns
+    assert (found.rows, found.invalid, found.missing) == (3, 1, 2)
+    assert "invalid input syntax" in found.reasons["[1]"]

@@ -18,7 +18,7 @@ from sqla_vector.tracking import Upgrade, Versions, active_embedder, check, is_c
 from sqla_vector.tracking.versions import kept_rows
 from tests.support.backends import AnyEngine, Backend
 from tests.tracking.conftest import Tracked
-from tests.tracking.models import DIM, CountingEmbedder, article_models
+from tests.tracking.models import DIM, POISON, CountingEmbedder, article_models, picky_models
 
 
 def upgradable(when: str = "flush", **options: Any) -> Any:
@@ -487,3 +487,23 @@ def test_the_index_has_the_new_vectors_after_the_cutover(changing: Make, backend
         assert [row[0] for row in found] == [
             row[0] for row in c.t.untracked(lambda s, stmt=exact: s.execute(stmt).all())
         ]
+
+
+def test_a_row_that_cannot_be_read_keeps_no_other_one_from_the_new_model(changing: Callable[..., Changing]) -> None:
+    base = picky_models()
+    base.upgrades = upgrade_table(base.metadata)
+    c = changing(base)
+    c.add("a", "b", "c")
+    c.t.work()
+    c.t.backend.run_connection(c.t.engine, lambda connection: connection.execute(POISON))
+    status = c.do("fill")
+    assert (status.ready, status.failed, status.is_ready) == (2, 1, False)
+    with pytest.raises(MigrationError, match="the row cannot be read: KeyError"):
+        c.do("cutover")
+    c.do("cutover", skip_failed=True)
+    marks = select(base.Article.id, base.Article.embedding_fingerprint).order_by(base.Article.id)
+    found = dict(c.t.untracked(lambda s: s.execute(marks).all()))
+    new = model_of(c.new)
+    assert found == {1: fingerprint(new, "a"), 2: None, 3: fingerprint(new, "c")}
+    c.do("rollback")
+    assert c.t.untracked(lambda s: s.execute(marks).all())[1][1] == fingerprint(model_of(c.old), "b")

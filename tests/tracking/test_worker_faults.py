@@ -19,8 +19,8 @@ from threading import Event, Thread, Timer
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import Connection, ForeignKey, select, text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_session, relationship
 
 from sqla_vector import Vector
 from sqla_vector.embedding import Fingerprint, embedding_column
@@ -32,7 +32,7 @@ from tests.support.nursery import BATCH, Nursery, engine_of, nursery, repeated
 from tests.support.points import PointedEmbedder, Points
 from tests.support.restarting import mortal_server
 from tests.tracking.conftest import Tracked
-from tests.tracking.models import DIM, article_models
+from tests.tracking.models import DIM, POISON, article_models, picky_models
 
 Make = Callable[..., Tracked]
 
@@ -336,4 +336,104 @@ def test_a_row_that_cannot_be_read_stops_no_worker(tracked: Make) -> None:
     outcome = t.work(attempts=1, timeout=None)
     assert (outcome.written, outcome.dead) == (2, 1)
     (entry,) = t.entries()
-    assert (entry.row_key, entry.reason) == ("[2]", "the row cannot be read: ValueError")
+    assert (entry.row_key, entry.reason) == ("[2]", "Day.embedding: the row cannot be read: ValueError")
+
+
+class Refused(Exception):
+    """What a type of the user raises."""
+
+
+@pytest.mark.parametrize("error", [KeyError, LookupError, Refused, ValueError], ids=lambda error: error.__name__)
+@pytest.mark.backends("psycopg", "pysqlite3", "aiosqlite")
+def test_a_value_of_which_a_type_knows_nothing_stops_no_worker(tracked: Make, error: type[Exception]) -> None:
+    t = tracked(picky_models(error), PointedEmbedder())
+    t.run(lambda s: s.add_all(t.base.Article(id=n, title=f"title {n}") for n in (1, 2, 3)))
+    t.backend.run_connection(t.engine, lambda c: c.execute(POISON))
+    outcome = t.work(attempts=1, timeout=None)
+    assert (outcome.written, outcome.dead) == (2, 1)
+    (entry,) = t.entries()
+    assert (entry.row_key, entry.reason) == ("[2]", f"Article.embedding: the row cannot be read: {error.__name__}")
+
+
+@pytest.mark.backends("psycopg", "pysqlite3")
+def test_a_value_that_cannot_be_read_any_more_when_its_vector_is_written_stops_no_worker(tracked: Make) -> None:
+    t = tracked(picky_models(KeyError), PointedEmbedder())
+    t.run(lambda s: s.add_all(t.base.Article(id=n, title=f"title {n}") for n in (1, 2, 3)))
+
+    def change() -> None:
+        with t.engine.begin() as connection:
+            connection.execute(POISON)
+
+    t.embedder.fail = first(change)
+    outcome = t.work(attempts=1, timeout=None)
+    assert (outcome.written, outcome.dead) == (2, 1)
+    (entry,) = t.entries()
+    assert (entry.row_key, entry.reason) == ("[2]", "cannot be written: KeyError")
+
+
+def one_word(page: Any) -> str:
+    """Return the word of a page, which must have one."""
+    session = object_session(page)
+    assert session is not None
+    return f"{page.title} {session.execute(text(f'SELECT 1 WHERE {page.id} <> 2')).scalar_one()}"
+
+
+@pytest.mark.backends("psycopg", "pysqlite3", "aiosqlite")
+def test_a_source_whose_query_finds_nothing_fails_for_its_row_alone(tracked: Make) -> None:
+    t = tracked(article_models("worker", source=one_word), PointedEmbedder())
+    add(t, 3)
+    outcome = t.work(attempts=1, timeout=None)
+    assert (outcome.written, outcome.dead) == (2, 1)
+    (entry,) = t.entries()
+    assert entry.row_key == "[2]"
+    assert "the source failed: NoResultFound" in entry.reason
+
+
+@pytest.mark.backends("psycopg", "pysqlite3", "aiosqlite")
+def test_deferred_columns_that_a_source_reads_are_loaded_with_the_row(tracked: Make) -> None:
+    class Base(DeclarativeBase):
+        outbox: Any
+
+    class Author(Base):
+        __tablename__ = "author"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        name: Mapped[str] = mapped_column(deferred=True, deferred_raiseload=True)
+
+    class Article(Base):
+        __tablename__ = "article"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        title: Mapped[str]
+        body: Mapped[str] = mapped_column(deferred=True, deferred_raiseload=True)
+        author_id: Mapped[int] = mapped_column(ForeignKey("author.id"))
+        author: Mapped[Author] = relationship()
+        embedding: Mapped[Any | None] = embedding_column(
+            Vector(DIM),
+            source=lambda article: f"{article.title} {article.body} {article.author.name}",
+            depends_on=("title", "body", "author.name"),
+            embedder="counting",
+            when="worker",
+        )
+        embedding_fingerprint: Mapped[str | None] = mapped_column(Fingerprint())
+
+    Base.outbox = outbox_table(Base.metadata)
+    t = tracked(Base, PointedEmbedder())
+    t.run(lambda s: s.add(Author(id=1, name="Ada")))
+    t.run(lambda s: s.add_all(Article(id=n, title="title", body=f"body {n}", author_id=1) for n in (1, 2, 3)))
+    points = Points(t.engine)
+    with points.watched():
+        outcome = t.work(attempts=1, timeout=None)
+    assert (outcome.written, outcome.dead) == (3, 0), [entry.reason for entry in t.entries()]
+    assert sorted(t.embedder.texts) == ["title body 1 Ada", "title body 2 Ada", "title body 3 Ada"]
+    # As the texts are read, and as the vectors are written: not for each row.
+    assert points.names.count("before SELECT author") <= 2
+
+
+@pytest.mark.backends("psycopg", "pysqlite3", "aiosqlite")
+def test_a_column_that_cannot_be_read_keeps_no_other_one_from_its_vector(tracked: Make) -> None:
+    t = tracked(picky_models(with_body=True), PointedEmbedder())
+    t.run(lambda s: s.add_all(t.base.Article(id=n, title=f"title {n}", body=f"body {n}") for n in (1, 2, 3)))
+    t.backend.run_connection(t.engine, lambda c: c.execute(POISON))
+    assert t.work(attempts=1, timeout=None).dead == 1
+    assert "body 2" in t.embedder.texts
+    marks = t.untracked(lambda s: s.scalars(select(t.base.Article.of_body_fingerprint)).all())
+    assert None not in marks
