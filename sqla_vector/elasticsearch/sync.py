@@ -6,7 +6,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -37,6 +37,7 @@ from sqla_vector.tracking.events import BatchFinished, OnEvent, Outage, Outcome,
 from sqla_vector.tracking.jobs import Failure
 from sqla_vector.tracking.outbox import Entry, acknowledge, bury, claim, draw, forget, is_held, is_pending, postpone
 from sqla_vector.tracking.patience import check_seconds, is_of_values, is_passing, said
+from sqla_vector.tracking.related import has_relations, lock_related
 from sqla_vector.tracking.steps import Steps, Transaction
 from sqla_vector.tracking.targets import Key
 
@@ -45,6 +46,7 @@ __all__ = ["Sync"]
 logger = logging.getLogger("sqla_vector.elasticsearch")
 
 _ALL: Final = "truncate"
+_PART: Final = 500
 
 State = Literal["done", "late", "waiting"]
 
@@ -232,9 +234,12 @@ class Sync(Consumer[_Batch]):
 
     def _read(self, connection: Connection, batch: _Batch) -> None:
         dead = dead_entries(connection, self._outbox, self._index.target, batch.rows)
-        found = self._index.documents(connection, list(batch.rows))
+        free = self._free(connection, list(batch.rows))
+        found = self._index.documents(connection, [key for key in batch.rows if key in free])
         for key, row in batch.rows.items():
             row.dead = dead.get(self._index.target.encode(key), []) if dead else []
+            if key not in free:
+                continue
             document = found.get(key)
             if document is None:
                 batch.actions.append(delete_action(self._index.document_id(key), key, batch.version))
@@ -242,6 +247,18 @@ class Sync(Consumer[_Batch]):
                 row.failure = Failure("document", document.error, is_final=True)
             else:
                 batch.actions.append(index_action(document, batch.version))
+
+    def _free(self, connection: Connection, keys: Sequence[Key]) -> Collection[Key]:
+        """Return the rows of whose related rows nobody is changing one.
+
+        Whoever changes an author does not see, and so does not note, an article that is just being added.  To read
+        that article before the author is committed would be to keep the old author for good.
+        """
+        index = self._index
+        if not has_relations(index.mirror):
+            return keys
+        parts = (keys[start : start + _PART] for start in range(0, len(keys), _PART))
+        return {key for part in parts for key in lock_related(connection, index.target, index.mirror, part)}
 
     def _work_off(self, batch: _Batch, *, go_on: bool) -> Steps[tuple[Outcome, _Batch | None]]:
         sent = time.time_ns()

@@ -130,6 +130,30 @@ def test_an_older_write_loses_whenever_it_arrives(synced: Make) -> None:
     assert s.entries() == []
 
 
+@pytest.mark.backends("psycopg")
+@pytest.mark.parametrize("triggers", [False, True])
+def test_a_row_waits_while_somebody_changes_what_its_document_is_made_of(synced: Make, triggers: bool) -> None:
+    s = synced(triggers=triggers)
+    s.run(lambda session: session.add(s.base.Author(id=1, name="old")))
+    s.run(lambda session: session.add(s.base.Article(id=1, title="a", author_id=1)))
+    s.sync()
+    with Elasticsearch(s.url) as client:
+        sync = Sync(s.sessions, client, s.index)
+        with s.sessions() as renaming:
+            renaming.get(s.base.Author, 1).name = "new"
+            renaming.flush()  # it notes the article that it sees
+            s.run(lambda session: session.add(s.base.Article(id=2, title="b", author_id=1)))
+            s.run(lambda session: session.add(s.base.Article(id=3, title="of nobody")))
+            outcome = sync.run_once()
+            assert outcome.written == 1
+            assert {entry.row_key for entry in s.entries()} == {"[2]"}
+            renaming.commit()
+    s.sync()
+    assert s.differences() == []
+    assert s.documents()["2"]["author"] == "new"
+    assert s.entries() == []
+
+
 @ONE_OF_EACH
 def test_a_document_that_is_refused_is_dead_alone(synced: Make) -> None:
     s = synced()
