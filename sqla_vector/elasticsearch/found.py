@@ -15,7 +15,7 @@ from sqla_vector.tracking.targets import Key
 if TYPE_CHECKING:
     from sqla_vector.elasticsearch.index import SearchIndex
 
-__all__ = ["Found", "FoundList", "found_list", "hits_of", "ordered"]
+__all__ = ["Found", "FoundList", "found_list", "hits_of", "ordered", "within"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,23 @@ def found_list(
     if not keep_order:
         found.scores[:] = by_score(found.scores)
     return found
+
+
+def within(found: FoundList, number: int, distances: Mapping[str, Sequence[float | None]]) -> None:
+    """Leave out of a list what is farther than its bound; what has no row stays, and is named as dropped.
+
+    Args:
+        found: the list.
+        number: of its distance among those of a row.
+        distances: by the ids of documents.
+    """
+    knn, ids = found.knn, found.ids
+    if knn is not None:
+        found.scores[:] = [
+            (key, score)
+            for key, score in found.scores
+            if (there := distances.get(ids[key])) is None or knn.is_near(there[number])
+        ]
 
 
 def ordered(lists: Sequence[FoundList], fusion: Fusion) -> list[Found]:

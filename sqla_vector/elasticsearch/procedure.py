@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqla_vector.elasticsearch.dsl import Query, all_of
 from sqla_vector.elasticsearch.errors import failure_of
-from sqla_vector.elasticsearch.found import found_list, hits_of, ordered
-from sqla_vector.elasticsearch.loading import Row, loader
+from sqla_vector.elasticsearch.found import FoundList, found_list, hits_of, ordered, within
+from sqla_vector.elasticsearch.loading import Row, loader, measurer
 from sqla_vector.elasticsearch.query import MARGIN, MAX_HITS, KnnQuery
 from sqla_vector.elasticsearch.results import Bucket, Cursor, SearchPage
 from sqla_vector.elasticsearch.steps import Ask, Load, Steps
@@ -48,11 +48,12 @@ def search(plan: Plan, *, load: bool) -> Steps[SearchPage[Any]]:
             knn,
             answer,
             keep_order=knn is None and not plan.is_fused,
-            # The database's distances are more exact, where they decide.
-            bounded=plan.is_fused or not load,
+            bounded=not (load and knn is not None and knn.is_own),
         )
         for knn, answer in zip(knns, answers, strict=True)
     ]
+    if load and plan.is_fused:
+        yield from _drop_the_far(index, lists)
     found = ordered(lists, plan.fusion)
     found = found[: plan.k] if plan.is_fused else found
     rows = yield from _rows(index, [one.key for one in found], plan.knns, plan.options, load=load)
@@ -180,6 +181,20 @@ def _ask(index: SearchIndex | None, bodies: Sequence[Mapping[str, Any]]) -> Step
             raise failure_of(one.get("status", 0), one, index.name)
     found: list[Any] = answer["responses"]
     return found
+
+
+def _drop_the_far(index: SearchIndex, lists: Sequence[FoundList]) -> Steps[None]:
+    """Leave out of lists what the database says to be farther than their bounds.
+
+    Scores are rounded or of quantized vectors, so that they can be on the other side of any bound.
+    """
+    bounded = [one for one in lists if one.knn is not None and one.knn.is_own and one.knn.max_distance is not None]
+    keys = list(dict.fromkeys(key for one in bounded for key, _ in one.scores))
+    if keys:
+        knns = [one.knn for one in bounded if one.knn is not None]
+        distances = yield Load(measurer(index, keys, knns))
+        for number, one in enumerate(bounded):
+            within(one, number, distances)
 
 
 def _rows(

@@ -109,6 +109,8 @@ def make_world(name: str) -> SimpleNamespace:
             "embedding": DenseVector("embedding", index="hnsw"),
             "embedding_flat": DenseVector("embedding", index="flat"),
             "embedding_l2": DenseVector("embedding", metric="l2", index="flat"),
+            "embedding_int8": DenseVector("embedding", metric="l2", index="int8_hnsw"),
+            "embedding_int4": DenseVector("embedding", metric="l2", index="int4_hnsw"),
             "embedding_ip": DenseVector("embedding", metric="inner_product", index="flat"),
             "other": DenseVector("other", metric="l2", index="hnsw"),
         },

@@ -188,6 +188,32 @@ def test_a_hybrid_search_is_the_fusion_of_its_lists(world: Any, client: Any):
                     assert hit.distance is None
 
 
+@pytest.mark.backends("pysqlite3", "psycopg")
+def test_the_bound_of_a_fused_list_is_decided_by_the_database(world: Any):
+    for metric, field in FLAT.items():
+        for query in QUERIES[:4]:
+            everything = nearest_in_sql(world, query, metric, k=COUNT)
+            for place in (3, 20):
+                limit = everything[place][1]  # the row is just within
+                expected = nearest_in_sql(world, query, metric, k=COUNT, max_distance=limit)
+                bounded = Knn(field, query, max_distance=limit)
+                page = world.search(knn=[bounded, bounded], k=COUNT)
+                assert sorted(seen(page)) == sorted(expected)
+                # By words a row is found all the same, and then it has no place among the near ones.
+                page = world.search(knn=bounded, text="tea", k=COUNT)
+                assert {hit.entity.id for hit in page if hit.parts[1]} == {key for key, _ in expected}
+
+
+@pytest.mark.backends("pysqlite3")
+def test_the_bound_of_a_fused_list_is_kept_by_a_quantized_index(world: Any):
+    for field in ("embedding_int8", "embedding_int4"):
+        for query in QUERIES:
+            limit = nearest_in_sql(world, query, "l2", k=COUNT)[20][1] * 0.999
+            bounded = Knn(field, query, max_distance=limit, oversample=0)
+            expected = nearest_in_sql(world, query, "l2", k=COUNT, max_distance=limit)
+            assert sorted(seen(world.search(knn=[bounded, bounded], k=COUNT))) == sorted(expected)
+
+
 @pytest.mark.backends("pysqlite3")
 def test_alpha_decides_between_words_and_vectors(world: Any):
     knn = Knn("embedding_flat", QUERIES[0])
