@@ -6,14 +6,14 @@ import datetime
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation, localcontext
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import ARRAY, Enum, column
+from sqlalchemy import ARRAY, Enum, Float, Integer, Numeric, TypeDecorator, column
 from sqlalchemy.sql.elements import ClauseElement, ColumnElement
 
-from sqla_vector.elasticsearch.convert import raw_type
-from sqla_vector.elasticsearch.dsl import MATCH_NONE, Query
+from sqla_vector.elasticsearch.convert import TEXTUAL, raw_type
+from sqla_vector.elasticsearch.dsl import MATCH_NONE, Query, any_of
 from sqla_vector.elasticsearch.names import META_FIELD
 from sqla_vector.elasticsearch.specs import FieldSpec, NestedSpec
 from sqla_vector.exc import InvalidFilter, InvalidOption
@@ -34,6 +34,13 @@ _INTEGERS: Final[Mapping[str, tuple[int, int]]] = {
 }
 _FLOATS: Final = frozenset({"double", "float", "half_float", "scaled_float"})
 _DATES: Final = frozenset({"date", "date_nanos"})
+_ANALYZED: Final = frozenset({"text", "match_only_text", "search_as_you_type"})
+_IGNORING: Final = frozenset({"ignore_above", "ignore_malformed"})
+"""Parameters by which a field leaves a value out of the index."""
+_LONGEST: Final = 32_766
+"""Bytes of a term (Lucene's IndexWriter.MAX_TERM_LENGTH)."""
+_DIGITS: Final = 2_000
+"""More than a Numeric of a database can be declared with."""
 _COMPARABLE: Final = frozenset({*_INTEGERS, *_FLOATS, *_DATES, "boolean", "keyword", "text"})
 
 
@@ -59,9 +66,15 @@ class FieldRef:
 
     def exists(self) -> Query:
         """Return the query for documents that have a value."""
-        if self.kind == "object":
+        if self.kind in ("object", "flattened"):
             raise InvalidFilter(f"{self} is an object, of which Elasticsearch does not know whether it has a value")
-        return self._nested({"exists": {"field": self.name}})
+        if not self._is_indexed:
+            raise self._not_indexed()
+        found = self._nested({"exists": {"field": self.name}})
+        if not self.spec.parameters.keys() & _IGNORING:
+            return found
+        # What is too long is there all the same; the names of such fields are those of the document as a whole.
+        return any_of([found, {"term": {"_ignored": self.name}}])
 
     def equal(self, value: Any) -> Query:
         """Return the query for documents that have this value."""
@@ -88,6 +101,16 @@ class FieldRef:
         name = self._exact()
         if self.kind == "boolean":
             raise InvalidFilter(f"{self} is a boolean, which has no order; compare it by == or is_()")
+        if isinstance(raw_type(self.type_), Enum):
+            raise InvalidFilter(
+                f"{self} is an enumeration, which databases order by declaration and Elasticsearch by name; compare "
+                "it by == or in_()"
+            )
+        if self._has_numbers_as_texts:
+            raise InvalidFilter(
+                f"{self} ({self.kind}) has numbers as texts, whose order is another; declare a field of the attribute "
+                "that has numbers"
+            )
         found: dict[str, Any] = {}
         for operator, value in bounds.items():
             bound = self._bound(operator, self._checked(value))
@@ -129,25 +152,73 @@ class FieldRef:
                 yield from (0.0, -0.0)
             elif not math.isinf(number):
                 yield number
+        elif isinstance(checked, Decimal):
+            if (text := self._scaled(checked)) is not None:
+                yield text
         else:
             yield self._as_document(checked)
+
+    def _scaled(self, value: Decimal) -> str | None:
+        """Return a number as text with as many digits as the column's values have, None if it has more."""
+        scale = None if isinstance(self.type_, TypeDecorator) else getattr(self.type_, "scale", None)
+        if scale is None:
+            raise InvalidFilter(
+                f"{self} ({self.kind}) has numbers as texts, of which it is not known how many digits they have; give "
+                "the column a scale, or declare a field of the attribute that has numbers"
+            )
+        with localcontext(prec=_DIGITS):
+            try:
+                found = value.quantize(Decimal(1).scaleb(-scale))
+            except InvalidOperation:  # it has more digits than any column
+                return None
+        if found != value:
+            return None
+        text: str = self._as_document(found if found else abs(found))
+        return text
 
     def _checked(self, value: Any) -> Any:
         """Return a value if it is of the field's type."""
         if self.kind in _INTEGERS or self.kind in _FLOATS:
             if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
                 raise self._refused("a number", value)
-            if value != value:
-                raise InvalidFilter(f"{self} cannot be compared with NaN")
+            self._check_number(value)
         elif self.kind == "boolean":
             if not isinstance(value, bool):
                 raise self._refused("True or False", value)
         elif self.kind in _DATES:
             if not isinstance(value, datetime.date) or isinstance(value, datetime.datetime) != self._has_time:
                 raise self._refused("a datetime" if self._has_time else "a date", value)
-        elif not isinstance(value, self._python_type):
+        elif not isinstance(value, self._python_type) or (isinstance(value, bool) and self._has_numbers_as_texts):
             raise self._refused(f"a {self._python_type.__name__}", value)
+        elif self._has_numbers_as_texts:
+            self._check_number(value)
+            if isinstance(value, float):
+                raise InvalidFilter(
+                    f"{self} ({self.kind}) has numbers as texts, and a float has several; declare a field of the "
+                    "attribute that has numbers"
+                )
         return value
+
+    def _check_number(self, value: Any) -> None:
+        # By is_nan() first: to compare a signalling NaN is an error.
+        if value.is_nan() if isinstance(value, Decimal) else value != value:
+            raise InvalidFilter(f"{self} cannot be compared with NaN")
+
+    @property
+    def _has_numbers_as_texts(self) -> bool:
+        return self.kind in TEXTUAL and isinstance(raw_type(self.type_), (Integer, Numeric, Float))
+
+    @property
+    def _is_indexed(self) -> bool:
+        """Whether anything of a value is found by a query."""
+        has_values = self.kind not in _ANALYZED and self.spec.parameters.get("doc_values", True)
+        return bool(has_values or self.spec.parameters.get("index", True))
+
+    def _not_indexed(self) -> InvalidFilter:
+        return InvalidFilter(
+            f"{self} ({self.kind}) is not indexed, so that nothing can be asked of it; declare another field of the "
+            "attribute"
+        )
 
     @property
     def _has_time(self) -> bool:
@@ -173,17 +244,24 @@ class FieldRef:
             raise self._refused("a single value", value)
         if isinstance(found, str):
             try:
-                found.encode()
+                encoded = found.encode()
             except UnicodeEncodeError:
                 raise InvalidFilter(
                     f"{self} is compared with a text that is not Unicode: it has a lone surrogate"
                 ) from None
+            if len(encoded) > _LONGEST:
+                raise InvalidFilter(
+                    f"{self} is compared with a text of {len(encoded):,} bytes, and Elasticsearch indexes {_LONGEST:,} "
+                    "at most; compare it in the database"
+                )
         return found
 
     def _refused(self, expected: str, value: Any) -> InvalidFilter:
         return InvalidFilter(f"{self} is compared with {expected}, got {type(value).__name__}")
 
     def _exact(self) -> str:
+        if self.exact_name is None and not self._is_indexed:
+            raise self._not_indexed()
         if self.exact_name is None:
             raise InvalidFilter(
                 f"{self} ({self.kind}) can only be asked whether it has a value, by is_(None); "

@@ -12,13 +12,32 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import and_, bindparam, false, func, literal, not_, or_, select, text, true, tuple_
-from sqlalchemy.orm import aliased
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Numeric,
+    Text,
+    and_,
+    bindparam,
+    false,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    text,
+    true,
+    tuple_,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
+from sqla_vector.elasticsearch import Field, Keyword, SearchIndex
+from sqla_vector.elasticsearch import Text as EsText
 from sqla_vector.elasticsearch.columns import Columns
 from sqla_vector.elasticsearch.filters import MAX_CLAUSES, MAX_DEPTH, MAX_TERMS, filter_query
 from sqla_vector.elasticsearch.search import Searcher
 from sqla_vector.exc import InvalidFilter, InvalidOption
+from sqla_vector.tracking import outbox_table
 from tests.elasticsearch.searched import Colour, make_world, put
 
 NUMBERS = [-3, 0, 1, 2, 7, 2**31, -(2**63), 2**63 - 1]
@@ -212,7 +231,7 @@ def translated(world: Any, *criteria: Any) -> Any:
 
 def test_values_are_values(index_name: str):
     world = make_world(index_name)
-    hostile = ["' OR 1=1 --", '{"match_all":{}}', "*", "\0", "a" * 100_000, "_exists_:x", "${jndi:x}"]
+    hostile = ["' OR 1=1 --", '{"match_all":{}}', "*", "\0", "a" * 32_766, "_exists_:x", "${jndi:x}"]
     for value in hostile:
         assert translated(world, world.Article.lang == value) == {"term": {"lang": {"value": value}}}
     assert translated(world, world.Article.lang.in_(hostile)) == {"terms": {"lang": hostile}}
@@ -238,6 +257,12 @@ def refused(world: Any) -> list[Any]:
         article.born == datetime.datetime(2024, 1, 1),
         article.at == datetime.date(2024, 1, 1),
         article.colour == "no such colour",
+        article.colour < Colour.GREEN,
+        article.colour.between(Colour.RED, Colour.GREEN),
+        article.lang == "a" * 32_767,
+        article.lang > "ä" * 16_384,
+        article.lang.in_(["en", "a" * 32_767]),
+        article.cost == Decimal("sNaN"),
         article.body == "analyzed",
         article.secret == "no field",
         article.embedding == [0.0] * 8,
@@ -277,6 +302,88 @@ def test_what_is_not_supported_is_refused(index_name: str):
             accepted.append(translated(world, criterion))
         assert "a" * 100 not in str(caught.value)
     assert not accepted
+
+
+def texts(name: str) -> tuple[Any, Any]:
+    """Map a class whose values the index has in other ways than the database."""
+
+    class Base(DeclarativeBase): ...
+
+    class Thing(Base):
+        __tablename__ = "thing"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        big: Mapped[int | None] = mapped_column(BigInteger)
+        cost: Mapped[Decimal | None] = mapped_column(Numeric(20, 4))
+        loose: Mapped[Decimal | None] = mapped_column(Numeric)
+        rate: Mapped[float | None]
+        words: Mapped[str | None] = mapped_column(Text)
+        extra: Mapped[Any | None] = mapped_column(JSON)
+
+    fields = {
+        "big": Keyword("big"),
+        "cost": Keyword("cost"),
+        "loose": Keyword("loose"),
+        "rate": Keyword("rate"),
+        "words": Keyword("words"),
+        "kept": Keyword("words", index=False, doc_values=False),
+        "shown": EsText("words", index=False),
+        "extra": Field("extra", type="flattened"),
+    }
+    outbox = outbox_table(Base.metadata)
+    return Thing, SearchIndex(name, Thing, fields=fields, outbox=outbox, settings={"number_of_replicas": 0})
+
+
+def test_numbers_that_are_texts_have_no_order_and_the_digits_of_their_column(index_name: str):
+    thing, index = texts(index_name)
+    columns = Columns(index)
+
+    def term(criterion: Any) -> Any:
+        return filter_query(columns, [criterion])
+
+    assert term(thing.big == 9) == {"term": {"big": {"value": "9"}}}
+    for equal in ("1.1", "1.10", "1.1000", "11e-1"):
+        assert term(thing.cost == Decimal(equal)) == {"term": {"cost": {"value": "1.1000"}}}
+    assert term(thing.cost == Decimal("-0.0")) == {"term": {"cost": {"value": "0.0000"}}}
+    assert term(thing.cost.in_([Decimal("1E+3"), Decimal("0.00001")])) == {"term": {"cost": {"value": "1000.0000"}}}
+    for nothing in ("1.00001", "1e-9999", "1e9999", "Infinity"):
+        assert term(thing.cost == Decimal(nothing)) == {"match_none": {}}
+    for criterion in (
+        thing.big < 9,
+        thing.big.between(1, 2),
+        thing.big == True,  # noqa: E712
+        thing.cost >= Decimal(1),
+        thing.cost == Decimal("NaN"),
+        thing.cost == Decimal("sNaN"),
+        thing.loose == Decimal("1.1"),
+        thing.rate == 1.0,
+    ):
+        with pytest.raises(InvalidFilter):
+            term(criterion)
+
+
+def test_nothing_is_asked_of_what_is_not_indexed(index_name: str, client: Any):
+    _, index = texts(index_name)
+    searcher = Searcher(client, index)
+    for name in ("kept", "shown", "extra"):
+        field = searcher.field(name)
+        for criterion in (field.is_(None), field.is_not(None), field != "a"):
+            with pytest.raises(InvalidFilter):
+                filter_query(Columns(index), [criterion])
+
+
+@pytest.mark.backends("pysqlite3")
+def test_a_value_that_is_too_long_to_be_indexed_is_a_value(index_name: str, backend: Any, engine: Any, client: Any):
+    thing, index = texts(index_name)
+    backend.create_all(engine, thing.metadata)
+    index.create(client)
+    rows = [thing(id=1, words="a"), thing(id=2, words="x" * 9_000), thing(id=3), thing(id=4, words="b")]
+    backend.run(engine, lambda session: session.add_all(rows))
+    backend.run(engine, lambda session: put(session, client, index))
+    searcher = Searcher(client, index)
+    words = searcher.field("words")
+    cases = {words.is_(None): {3}, words.is_not(None): {1, 2, 4}, words != "a": {2, 4}, words.not_in(["a", "b"]): {2}}
+    for criterion, expected in cases.items():
+        assert {hit.key[0] for hit in searcher.search_ids(where=criterion)} == expected
 
 
 def test_the_deepest_filter_is_taken_by_the_server(index_name: str, client: Any):
