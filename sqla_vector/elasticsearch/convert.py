@@ -126,14 +126,26 @@ def _scalar(value: Any, field_type: str, names: Mapping[Any, str]) -> Any:
     if isinstance(plain, decimal.Decimal):
         if not plain.is_finite():
             raise InvalidDocument(f"{plain} is no number that JSON has")
-        plain = int(plain) if field_type in _INTEGERS and plain == plain.to_integral_value() else float(plain)
+        is_whole = field_type in _INTEGERS and plain == plain.to_integral_value()
+        if field_type in _INTEGERS and not is_whole:
+            raise _no_whole(value, field_type)
+        plain = int(plain) if is_whole else float(plain)
         if isinstance(plain, float) and not math.isfinite(plain):
             raise InvalidDocument(f"{value} is larger than any double")
+    if field_type in _INTEGERS and isinstance(plain, float):
+        if not plain.is_integer():
+            raise _no_whole(value, field_type)
+        plain = int(plain)
     if field_type in _INTEGERS and isinstance(plain, int):
         least, most = _INTEGERS[field_type]
         if not least <= plain <= most:
             raise InvalidDocument(f"{plain} is out of the range of a field of type {field_type}")
     return plain
+
+
+def _no_whole(value: Any, field_type: str) -> InvalidDocument:
+    # The server would keep the fraction, and index the number without it.
+    return InvalidDocument(f"{value} is no whole number, which a field of type {field_type} has; declare another type")
 
 
 def _as_text(plain: Any) -> str:
