@@ -62,14 +62,16 @@ def index_action(document: Document, version: int) -> Action:
     return Action(document.id, document.key, version, _header("index", document.id, version), document.to_bytes())
 
 
-def delete_action(document_id: str, key: Key | None, version: int) -> Action:
-    """Return the action that deletes a document."""
-    return Action(document_id, key, version, _header("delete", document_id, version), None)
+def delete_action(document_id: str, key: Key | None, version: int, routing: str | None = None) -> Action:
+    """Return the action that deletes a document, and not another one of the same id that has another routing."""
+    return Action(document_id, key, version, _header("delete", document_id, version, routing), None)
 
 
-def _header(operation: str, document_id: str, version: int) -> bytes:
+def _header(operation: str, document_id: str, version: int, routing: str | None = None) -> bytes:
     # The version is the database's; of two the larger one wins, in whatever order they arrive.
     meta = {"_id": document_id, "version": version, "version_type": "external"}
+    if routing is not None:
+        meta["routing"] = routing
     return json.dumps({operation: meta}, separators=(",", ":"), ensure_ascii=False).encode()
 
 

@@ -194,9 +194,11 @@ class Comparison:
 
     def _compare_back(self, hits: Sequence[Any]) -> Steps[_Page]:
         yield from self._check_versions(hits)
+        number, routed = len(hits), [hit for hit in hits if "_routing" in hit]
+        hits = [hit for hit in hits if "_routing" not in hit]
         looks = [_Look(hit["_id"], key_or_none(self._index, hit["_id"])) for hit in hits]
         keys = [look.key for look in looks if look.key is not None]
-        page = _Page(documents=len(hits))
+        page = _Page(documents=number)
         if self.fast:
             documents = yield from self.rows.documents(keys)
             suspects = [
@@ -209,6 +211,11 @@ class Comparison:
             suspects = [look for look in looks if look.key is None or look.key not in there]
         # What has a row was compared with it already.
         yield from self._judge(page, suspects, ("extra", "stale") if self.fast else ("extra",))
+        # No sync writes to a routing, nor finds what is there: it may be a second document of a row.
+        for hit in routed:
+            key = key_or_none(self._index, hit["_id"])
+            row_key = None if key is None else self._index.target.encode(key)
+            page.differences.append(Difference("extra", hit["_id"], row_key, routing=hit["_routing"]))
         return page
 
     def _settle(self, page: _Page) -> Steps[None]:

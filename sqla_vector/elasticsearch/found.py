@@ -66,6 +66,8 @@ def found_list(
         except ValueError:
             found.foreign.append(name)
             continue
+        if key in found.ids:
+            continue  # a second document of the row, written by hand with a routing
         score = hit["_score"] or 0.0
         if bound is not None and not bound.is_near(bound.distance(score)):
             continue

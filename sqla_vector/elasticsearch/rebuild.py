@@ -285,12 +285,13 @@ class Rebuild(IndexTask):
 
     def _repair(self, report: RebuildReport, differences: Sequence[Difference]) -> Steps[None]:
         target = self._index.target
+        foreign = [(one.id, one.routing) for one in differences if one.row_key is None or one.routing is not None]
+        # Before: it may be the row's own document that has a routing.
+        yield from self._writer.delete(foreign)
         keys = [target.decode(one.row_key) for one in differences if one.row_key is not None]
         written = yield from self._writer.write(keys, delete_gone=True)
         yield from self._note_refused(report, written)
         self._refuse(report)
-        foreign = [one.id for one in differences if one.row_key is None]
-        yield from self._writer.delete(foreign)
         report.repaired += len(differences)
 
     def _note_refused(self, report: RebuildReport, result: Written) -> Steps[None]:

@@ -139,9 +139,14 @@ class Reconcile(IndexTask):
         if keys:
             note = partial(put, outbox=self._index.outbox, rows=keys, channel=self._index.channel)
             yield from self._rows.write(note)
-        foreign = [one.id for one in differences if one.row_key is None]
         report.noted += len(differences)
-        report.repaired += yield from self._writer.delete(foreign)
+        report.repaired += yield from self._writer.delete(
+            [(one.id, one.routing) for one in differences if one.row_key is None]
+        )
+        # The row's own document, if it was that one, is written again by the entry.
+        yield from self._writer.delete(
+            [(one.id, one.routing) for one in differences if one.row_key is not None and one.routing is not None]
+        )
 
     def _work_off(self, report: CheckReport, first: int) -> Steps[None]:
         """Work off what was noted, together with all entries of before."""

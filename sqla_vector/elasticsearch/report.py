@@ -22,6 +22,8 @@ class Difference:
     """The row's key as the outbox has it, None if no row can have the id."""
     what: tuple[str, ...] = ()
     """The fields that differ, with ``_sqla_vector.hash`` and ``_sqla_vector.key``; or why there is no document."""
+    routing: str | None = None
+    """Of a document that somebody wrote with one; no sync does, so that it is ``extra``."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as what can be written as JSON."""

@@ -131,12 +131,15 @@ class Writer:
                     reason = why
         return late, reason
 
-    def delete(self, ids: Sequence[str]) -> Steps[int]:
-        """Delete documents that are of no row, and return of how many the server said so."""
+    def delete(self, documents: Sequence[tuple[str, str | None]]) -> Steps[int]:
+        """Delete documents that are of no row, by ids and routings; return of how many the server said so."""
+        if not documents:
+            return 0
         version = yield from self.rows.draw()
         self.drawn = max(self.drawn, version)
         number = 0
-        for part in parts([delete_action(id_, None, version) for id_ in ids], _MOST_ACTIONS, self.max_bytes):
+        actions = [delete_action(id_, None, version, routing) for id_, routing in documents]
+        for part in parts(actions, _MOST_ACTIONS, self.max_bytes):
             answers = yield from self.rows.patience.insist(partial(self.sender.send, part, self.alias))
             number += sum(verdict is Verdict.DONE for _, verdict, _ in answers)
         return number

@@ -18,7 +18,7 @@ import pytest
 from elasticsearch import AsyncElasticsearch, Elasticsearch
 from sqlalchemy import text, update
 
-from sqla_vector.elasticsearch import Reconcile, Sync, acheck, afix, check, fix
+from sqla_vector.elasticsearch import Reconcile, Searcher, Sync, acheck, afix, check, fix
 from sqla_vector.exc import DatabaseRestored, IndexMissing, InvalidOption, SearchError
 from tests.elasticsearch.filled import CROSSED, FAST, Editor, Filled, Planter
 from tests.elasticsearch.synced import mirrored_models
@@ -50,6 +50,34 @@ def filled(backend: Backend, engine: AnyEngine, node: Any, index_name: str) -> I
     yield make
     for one in made:
         one.close()
+
+
+@pytest.mark.backends("pysqlite3")
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("fast", [False, True])
+def test_documents_that_somebody_wrote_with_a_routing_are_extra(filled: Make, shards: int, fast: bool) -> None:
+    f = filled(20, settings={"number_of_shards": shards, "number_of_replicas": 0})
+    for _ in range(20):
+        f.draw()
+    document = f.documents()["5"]
+    for id_ in ("5", "no row's"):
+        for routing in "abcd":
+            f.client.index(index=f.index.name, id=id_, routing=routing, document=document)
+    f.client.indices.refresh(index=f.index.name)
+    extra = f.client.search(index=f.index.name, size=100)["hits"]["hits"]
+    extra = [(hit["_id"], hit["_routing"]) for hit in extra if "_routing" in hit]
+    assert len(extra) >= 2
+    with f.sessions() as session:
+        page = Searcher(f.client, f.index).search(session, text="5", k=20)
+        assert [hit.key for hit in page] == [(5,)]
+    report = f.check(fast=fast)
+    assert sorted((one.id, one.routing) for one in report.examples) == sorted(extra)
+    assert (report.extra, report.missing, report.stale) == (len(extra), 0, 0)
+    repaired = f.check(fix=True, fast=fast)
+    assert repaired.repaired == repaired.noted == len(extra)
+    after = f.check()
+    assert (after.is_equal, after.documents) == (True, 20)
+    assert f.differences() == []
 
 
 def test_all_of_two_hundred_differences_are_found_and_repaired_and_no_others(filled: Make, backend: Backend) -> None:
