@@ -61,7 +61,7 @@ class Plan:
         """Return how many rows of each list are asked for."""
         if self.is_fused:
             return [self.window] * (self.has_text + len(self.knns))
-        margin = MARGIN if self.knns and self.knns[0].is_exact and not self.aggregations else 0
+        margin = MARGIN if self.knns and self.knns[0].is_exact else 0
         return [min(self.k + margin, MAX_HITS)]
 
     def bodies(self, sizes: Sequence[int]) -> list[dict[str, Any]]:
@@ -71,9 +71,24 @@ class Plan:
             found.append(self._text_body(sizes[0]))
         for knn, size in zip(self.knns, sizes[self.has_text :], strict=True):
             found.append({**knn.body(size, self.filter, self.k), "size": size, **_PLAIN, "track_total_hits": False})
-        if self.aggregations:
+        if self.aggregations and not self.has_own_figures:
             found[0]["aggs"] = self.aggregations
         return found
+
+    @property
+    def has_own_figures(self) -> bool:
+        """Whether aggregations are asked for by a request of their own.
+
+        An exact search asks for more rows than are wanted, and they are about those that are.
+        """
+        return bool(self.aggregations) and not self.has_text and not self.is_fused and self.knns[0].is_exact
+
+    def figures(self) -> list[dict[str, Any]]:
+        """Return the request for the aggregations, if it is one of their own."""
+        if not self.has_own_figures:
+            return []
+        knn = self.knns[0].body(self.k, self.filter, self.k)
+        return [{**knn, "size": 0, **_PLAIN, "track_total_hits": False, "aggs": self.aggregations}]
 
     def _text_body(self, size: int) -> dict[str, Any]:
         body: dict[str, Any] = {"size": size, **_PLAIN}

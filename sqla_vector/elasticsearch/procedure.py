@@ -37,8 +37,10 @@ def search(plan: Plan, *, load: bool) -> Steps[SearchPage[Any]]:
         opened = yield Ask("open_point_in_time", {"index": index.name, "keep_alive": KEEP_ALIVE})
         return (yield from _page(Cursor(plan, opened["id"], [], 0), load=load))
     sizes = plan.sizes()
-    answers = yield from _ask(index, plan.bodies(sizes))
-    while _ends_in_a_tie(plan, sizes[0], answers[0]):
+    answers = yield from _ask(index, [*plan.bodies(sizes), *plan.figures()])
+    figures = (answers.pop() if plan.has_own_figures else answers[0]).get("aggregations", {})
+    is_exact = not plan.is_fused and not plan.has_text and plan.knns[0].is_exact
+    while is_exact and _ends_in_a_tie(plan, sizes[0], answers[0]):
         sizes = [min(sizes[0] * _WIDER, MAX_HITS)]
         answers = yield from _ask(index, plan.bodies(sizes))
     knns = ([None] if plan.has_text else []) + list(plan.knns)
@@ -59,7 +61,7 @@ def search(plan: Plan, *, load: bool) -> Steps[SearchPage[Any]]:
     rows = yield from _rows(index, [one.key for one in found], plan.knns, plan.options, load=load)
     hits, dropped = hits_of(lists, found, rows, plan.k)
     total = answers[0]["hits"].get("total", {}).get("value")
-    return SearchPage(tuple(hits), answers[0].get("aggregations", {}), tuple(dropped), total, None)
+    return SearchPage(tuple(hits), figures, tuple(dropped), total, None)
 
 
 def next_page(cursor: Cursor, *, load: bool) -> Steps[SearchPage[Any]]:
@@ -126,12 +128,20 @@ def nearest_by(
     if not conditions:
         return []
     size = min(plan.k + (MARGIN if knn.is_exact else 0), MAX_HITS)
-    bodies = []
-    for _, condition in conditions:
-        filter_ = all_of([*_given(plan.filter), condition])
-        bodies.append({**knn.body(size, filter_, plan.k), "size": size, "_source": False, "track_total_hits": False})
-    answers = yield from _ask(plan.index, bodies)
-    lists = [found_list(plan.index, knn, answer, keep_order=False, bounded=not load) for answer in answers]
+    answers: dict[int, Any] = {}
+    wanted_still = list(range(len(conditions)))
+    while wanted_still:
+        bodies = []
+        for number in wanted_still:
+            part = knn.body(size, all_of([*_given(plan.filter), conditions[number][1]]), plan.k)
+            bodies.append({**part, "size": size, "_source": False, "track_total_hits": False})
+        answers.update(zip(wanted_still, (yield from _ask(plan.index, bodies)), strict=True))
+        tied = [number for number in wanted_still if _ends_in_a_tie(plan, size, answers[number])]
+        wanted_still, size = tied if knn.is_exact else [], min(size * _WIDER, MAX_HITS)
+    lists = [
+        found_list(plan.index, knn, answers[number], keep_order=False, bounded=not load)
+        for number in range(len(conditions))
+    ]
     keys = dict.fromkeys(key for one in lists for key, _ in one.scores)
     rows = yield from _rows(plan.index, list(keys), plan.knns, plan.options, load=load)
     made = []
@@ -156,8 +166,6 @@ def _condition(name: str, bucket: Mapping[str, Any]) -> tuple[Any, Query]:
 def _ends_in_a_tie(plan: Plan, size: int, answer: Mapping[str, Any]) -> bool:
     """Tell whether more rows may be as near as the k-th of an exact search, of which those with the least key count."""
     hits = answer["hits"]["hits"]
-    if plan.is_fused or not plan.knns or not plan.knns[0].is_exact or plan.aggregations:
-        return False
     if len(hits) < size or size >= MAX_HITS:
         return False
     last: bool = hits[plan.k - 1]["_score"] == hits[-1]["_score"]

@@ -105,6 +105,13 @@ def test_equally_near_rows_are_in_the_order_of_their_keys(world: Any):
     assert [hit.key for hit in page] == [(key,) for key in twins[:25]]
     ids = world.searcher.search_ids(knn=Knn("embedding", query, exact=True), k=25)
     assert [hit.key for hit in ids] == [(key,) for key in twins[:25]]
+    page = world.search(knn=Knn("embedding_flat", query), k=25, aggs={"ids": {"value_count": {"field": "id"}}})
+    assert [hit.key for hit in page] == [(key,) for key in twins[:25]]
+    assert page.aggregations["ids"]["value"] == 25
+    exact = Knn("embedding", query, exact=True)
+    for bucket in world.run(lambda session: world.searcher.nearest_by(session, exact, "lang", k=2)):
+        of_lang = [key for key in twins if ("en", "de", "fr", None)[(key - 1) % 4] == bucket.value]
+        assert [hit.key for hit in bucket.hits] == [(key,) for key in of_lang[:2]]
 
 
 @pytest.mark.backends("pysqlite3")
