@@ -15,9 +15,13 @@ import elasticsearch
 import pytest
 from elasticsearch import Elasticsearch
 from sqlalchemy import insert
+from sqlalchemy.orm import Session
 
 from sqla_vector.cli.es.findings import version_finding
+from sqla_vector.cli.es.search import _asked, _Wanted
+from sqla_vector.cli.failure import Failed
 from tests.cli.conftest import Shop, on_terminal, wait_for
+from tests.elasticsearch.searched import make_world
 from tests.support.backends import Backend
 from tests.support.elasticsearch_server import Server
 
@@ -226,13 +230,30 @@ def test_a_check_that_was_stopped_says_so(shop: IndexedShop) -> None:
 def test_rows_that_cannot_be_documents_end_a_rebuild(shop: IndexedShop) -> None:
     shop.connection(lambda c: c.execute(insert(shop.models.Page.__table__), [{"book": "b" * 600, "number": 1}]))
     refused = shop("es", "rebuild", f"{shop.name}-pages")
-    assert refused.exit_code == 2
+    assert refused.exit_code == 1
     assert "1 rows cannot be documents" in refused.stderr
     assert refused.stdout == ""
     assert shop("es", "rebuild", f"{shop.name}-pages", "--abandon", "--yes").exit_code == 0
     left_out = shop("es", "rebuild", f"{shop.name}-pages", "--skip-refused")
     assert left_out.exit_code == 1, left_out.output
     assert shop.json("es", "status", f"{shop.name}-pages", code=0)["indexes"][0]["documents"] == 0
+
+
+@ONE
+def test_a_rebuild_that_goes_on_ends_with_1_for_what_an_earlier_one_refused(shop: IndexedShop) -> None:
+    pages = f"{shop.name}-pages"
+    assert shop("es", "create", pages).exit_code == 0
+    shop.connection(lambda c: c.execute(insert(shop.models.Page.__table__), [{"book": "b" * 600, "number": 1}]))
+    shop("es", "sync", pages, "--until-empty")
+    assert shop("es", "rebuild", pages, "--yes").exit_code == 1
+    (report,) = shop.json("es", "rebuild", pages, "--yes", "--skip-refused", code=1)["indexes"]
+    assert (report["is_complete"], report["check"]["dead"]) == (True, 1)
+
+
+def test_a_query_of_which_nobody_makes_a_vector_is_for_its_words() -> None:
+    index = make_world("books").index
+    with pytest.raises(Failed, match="give --by text"), Session() as session:
+        _asked(session, index, index.vectors["embedding"], _Wanted("tea", None, "both", "embedding", 3))
 
 
 @ONE_OF_EACH

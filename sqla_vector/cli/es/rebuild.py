@@ -9,13 +9,14 @@ import typer
 from sqla_vector.cli.application import Application
 from sqla_vector.cli.bar import shown_progress
 from sqla_vector.cli.es.server import ClientOption, IndexesArgument, Server, working
-from sqla_vector.cli.failure import ExitCode
+from sqla_vector.cli.failure import ExitCode, Failed
 from sqla_vector.cli.output import Output
 from sqla_vector.cli.running import AppOption, JsonOption, TracebackOption, YesOption
 from sqla_vector.elasticsearch import Rebuild, RebuildReport, SearchIndex
 from sqla_vector.elasticsearch.creation import physical_indexes
 from sqla_vector.elasticsearch.errors import translated
 from sqla_vector.elasticsearch.names import REBUILD
+from sqla_vector.exc import InvalidDocument
 
 __all__ = ["register"]
 
@@ -75,7 +76,8 @@ def _rebuild(
         output.result({"indexes": [report.as_dict() for report in reports]})
     if not reports[-1].is_complete:
         raise typer.Exit(ExitCode.INTERRUPTED)
-    if any(report.refused for report in reports):
+    # What an earlier run has found refused is known by its dead entries.
+    if any(report.refused or (report.check is not None and report.check.dead) for report in reports):
         raise typer.Exit(ExitCode.FOUND)
 
 
@@ -100,9 +102,11 @@ def _rebuilt(
 ) -> RebuildReport:
     with shown_progress(output, "indexing") as on_progress:
         task = Rebuild(application.sessions, server.client, index, on_progress=on_progress, **options)
-        if application.is_async:
-            return application.wait(task.arun(signals=True))
-        return task.run(signals=True)
+        try:
+            return application.wait(task.arun(signals=True)) if application.is_async else task.run(signals=True)
+        except InvalidDocument as error:
+            # What was found is rows; the command and the application are as they must be.
+            raise Failed(str(error), ExitCode.FOUND) from error
 
 
 def _show(output: Output, report: RebuildReport) -> None:

@@ -14,7 +14,7 @@ from sqla_vector.cli.failure import ExitCode, Failed
 from sqla_vector.cli.output import Output
 from sqla_vector.cli.running import AppOption, JsonOption, TracebackOption
 from sqla_vector.elasticsearch import DenseVectorSpec, Knn, Searcher, SearchHit, SearchIndex, SearchPage
-from sqla_vector.embedding import aembed, embed
+from sqla_vector.embedding import aembed, embed, embedded_columns
 from sqla_vector.tracking import active_embedder
 
 __all__ = ["register"]
@@ -122,10 +122,15 @@ def _asked(session: Session, index: SearchIndex, spec: DenseVectorSpec, wanted: 
     """Return the embedder of a field's vectors, or the vector of the row that is named.
 
     Raises:
-        Failed: there is no such row, or it has no vector.
+        Failed: there is no such row, or it has no vector; no embedder makes such vectors.
         InvalidOption: the vectors are by no embedder of this program.
     """
     if wanted.like is None:
+        if spec.attribute.key not in {column.key for column in embedded_columns(index.mapper)}:
+            raise Failed(
+                f"no embedder makes the vectors of {index.name}'s {spec.name}, nor one of a query; give --by text, or "
+                "--like with the key of a row"
+            )
         return active_embedder(session, spec.attribute)
     try:
         key = index.key_of(wanted.like)
