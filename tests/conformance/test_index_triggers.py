@@ -20,16 +20,20 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import (
     Column,
+    Computed,
     Connection,
     Engine,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
     Table,
+    Text,
     Time,
     bindparam,
     delete,
+    func,
     insert,
     select,
     text,
@@ -39,7 +43,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from sqla_vector import Vector, nearest, vector_index
+from sqla_vector import IndexNotUsable, Vector, match_text, nearest, text_index, vector_index
 from tests.support.brute_force import assert_equal, distance, make_vectors
 from tests.support.brute_force import nearest as brute_force
 
@@ -474,5 +478,87 @@ def test_texts_of_any_length_are_compared_by_their_order(backend, engine, method
                 assert found(connection, column == value) == [number]
                 assert found(connection, column != value) == [n for n in all_ if n != number]
         assert found(connection, c.at > time(12, 30)) == list(range(13, 20))
+
+    backend.run_connection(engine, check)
+
+
+def make_replaced(*more: Any, key: Any = Integer, mail: Any = String) -> Table:
+    return Table(
+        "user",
+        MetaData(),
+        Column("id", key, primary_key=True),
+        Column("mail", mail),
+        Column("body", Text),
+        Column("embedding", Vector(2)),
+        *more,
+    )
+
+
+INDEXES = {
+    "vector": lambda: vector_index("ix_user", "embedding", metric="l2"),
+    "lists": lambda: vector_index("ix_user", "embedding", metric="l2", method="ivfflat"),
+    "text": lambda: text_index("ix_user", "body"),
+}
+EACH_INDEX = pytest.mark.parametrize("index", INDEXES.values(), ids=INDEXES)
+
+
+@VEC0
+@EACH_INDEX
+@pytest.mark.parametrize("is_known", [True, False], ids=["declared", "in the database"])
+def test_a_unique_index_on_an_expression_is_refused(backend, engine, index, is_known):
+    table = make_replaced(index())
+    there = table if is_known else make_replaced()
+    Index("uq_mail", func.lower(there.c.mail), unique=True)
+
+    def check(connection: Connection) -> None:
+        there.create(connection)
+        (wanted,) = (index for index in table.indexes if index.name == "ix_user")
+        wanted.create(connection)
+
+    with pytest.raises(IndexNotUsable, match="user: the unique index uq_mail is on an expression"):
+        backend.run_connection(engine, check)
+
+
+@VEC0
+@EACH_INDEX
+@pytest.mark.parametrize("is_known", [True, False], ids=["declared", "in the database"])
+def test_a_text_key_with_a_collation_is_refused(backend, engine, index, is_known):
+    collated = String(9, collation="NOCASE")
+
+    def check(connection: Connection) -> None:
+        make_replaced(key=collated).create(connection)
+        table = make_replaced(index(), key=collated if is_known else String(9))
+        (wanted,) = table.indexes
+        wanted.create(connection)
+
+    with pytest.raises(IndexNotUsable, match=r"ix_user: .* and that of user has the collation NOCASE"):
+        backend.run_connection(engine, check)
+
+
+@VEC0
+@EACH_INDEX
+@pytest.mark.parametrize("way", ["collation", "computed", "descending"])
+def test_what_is_replaced_by_equality_of_another_kind_is_forgotten(backend, engine, index, way):
+    more: list[Any] = [index()]
+    if way == "computed":
+        more.append(Column("folded", String, Computed("lower(mail)"), unique=True))
+    table = make_replaced(*more, mail=String(collation="NOCASE" if way == "collation" else None))
+    if way != "computed":
+        Index("uq_mail", table.c.mail.desc(), unique=True)
+
+    def check(connection: Connection) -> None:
+        table.create(connection)
+        mails = ["a@x"] * 3 if way == "descending" else ["a@x", "A@x", "a@X"]
+        for number, mail in enumerate(mails, start=1):
+            row = {"id": number, "mail": mail, "body": "fox", "embedding": [0, number]}
+            connection.execute(insert(table).prefix_with("OR REPLACE"), row)
+        connection.execute(insert(table), {"id": 9, "mail": "b", "body": "fox", "embedding": [5, 5]})
+        if index is INDEXES["text"]:
+            connection.exec_driver_sql("INSERT INTO ix_user (ix_user, rank) VALUES ('integrity-check', 1)")
+            assert sorted(connection.scalars(match_text(select(table.c.id), table, "fox", k=2))) == [3, 9]
+        else:
+            found = nearest(select(table.c.id), table.c.embedding, [0, 0], k=2)
+            assert connection.scalars(found).all() == [3, 9]
+            assert connection.exec_driver_sql("SELECT count(*) FROM ix_user").scalar() == 2
 
     backend.run_connection(engine, check)

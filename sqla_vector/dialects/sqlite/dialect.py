@@ -14,6 +14,7 @@ from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.schema import CreateIndex, DropIndex, DropTable
 
 from sqla_vector.dialects.settings import settings_of
+from sqla_vector.dialects.sqlite.beside import check_table
 from sqla_vector.dialects.sqlite.carry import carry, put_back
 from sqla_vector.dialects.sqlite.connection import RawConnection, begin, has_changed, note_changed
 from sqla_vector.dialects.sqlite.fts5 import (
@@ -143,7 +144,10 @@ class VectorExecutionContext:
         elif script:
             rows, element = RawConnection(dbapi_connection).rows, compiled.statement.element
             if isinstance(compiled.statement, CreateIndex):
-                check_names_are_free(dialect, rows, connection.schema_for_object(element.table), str(element.name))
+                schema, name = connection.schema_for_object(element.table), str(element.name)
+                check_names_are_free(dialect, rows, schema, name)
+                kind = "text" if text_index_key(element) is not None else "vector"
+                check_table(rows, schema, element.table, f"{name}: a {kind} index")
             context.vector_script = only_ours(dialect, rows, script)
             # The script runs before it, so that whichever statement fails the savepoint is rolled back.
             context.statement = context.unicode_statement = f"RELEASE SAVEPOINT {_SAVEPOINT}"
