@@ -42,6 +42,7 @@ Precision = Literal["full", "half", "int8", "binary"]
 MAX_OVERSAMPLE: Final = 1_000
 MAX_EF_SEARCH: Final = 1_000
 MAX_PROBES: Final = 32_768
+MAX_LISTS: Final = 32_768
 
 AUTO_INDEX_ROWS: Final = 10_000
 """``method="auto"`` builds no index on a table with fewer rows: an exact scan is as fast there."""
@@ -256,7 +257,7 @@ def _build_options(
     name: str, method: str, m: int | None, ef_construction: int | None, lists: int | None
 ) -> dict[str, int]:
     given = {"m": m, "ef_construction": ef_construction, "lists": lists}
-    ranges = {"m": (2, 100), "ef_construction": (4, 1000), "lists": (1, 32_768)}
+    ranges = {"m": (2, 100), "ef_construction": (4, 1000), "lists": (1, MAX_LISTS)}
     allowed = {"lists"} if method == "ivfflat" else {"m", "ef_construction"}
     options = {}
     for option, value in given.items():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqla_vector.clustering import lists_for
 from sqla_vector.exc import InvalidOption
 from sqla_vector.metrics import default_metric, resolve_metric
-from sqla_vector.schema import AUTO_INDEX_ROWS, check_share, check_whole_number, declared_metrics
+from sqla_vector.schema import AUTO_INDEX_ROWS, MAX_LISTS, check_share, check_whole_number, declared_metrics
 from sqla_vector.tuning.sizes import (
     hnsw_build_bytes,
     hnsw_build_seconds,
@@ -244,7 +244,7 @@ def _on_postgresql(situation: Situation) -> _Choice:
     found = f"{rows:,} rows of {dim:,} dimensions: "
     if situation.has_ivfflat and situation.memory is not None and size > 4 * situation.memory:
         # Not even nearly in memory, where a graph is walked from page to page; lists are read in one go.
-        lists = ceil(rows / 1000) if rows <= 1_000_000 else ceil(sqrt(rows))
+        lists = min(MAX_LISTS, ceil(rows / 1000) if rows <= 1_000_000 else ceil(sqrt(rows)))
         learning = ivfflat_build_bytes(rows, dim, stored, lists)
         found += f"hnsw would take {_size(size)}, and is slow where it does not stay in memory "
         found += f"({_size(situation.memory)}); ivfflat reads whole lists. {why}"
@@ -310,14 +310,27 @@ def _on_sqlite(situation: Situation) -> _Choice:
     stored = _stored(situation)
     taken, size = scan_seconds(rows, dim, stored), vec0_bytes(rows, dim, stored)
     found = f"{rows:,} rows of {dim:,} dimensions: "
-    if taken <= _SLOW_SCAN:
+    if taken <= _SLOW_SCAN or not situation.has_ivfflat:
         found += f"vec0 scans its own copy of the vectors in about {1000 * taken:.0f} ms, and finds everything"
-        return _Choice("vec0", "full", {}, size, 0, 0.0, found)
-    lists = lists_for(rows)
+        return _Choice("vec0", "full", {}, size, 0, 0.0, found + _for_memory(situation, size))
+    lists = min(MAX_LISTS, lists_for(rows))
     found += f"an exact scan takes about {1000 * taken:.0f} ms, and ivfflat reads some lists only. It learns them from "
     found += "the rows that are there: create it after loading, or optimize() it then"
     seconds = ivfflat_build_seconds(rows, dim, lists)
-    return _Choice("ivfflat", "full", {"lists": lists}, size + 4 * lists * dim, _SQLITE_BUILD, seconds, found)
+    size += 4 * lists * dim
+    found += _for_memory(situation, size)
+    return _Choice("ivfflat", "full", {"lists": lists}, size, _SQLITE_BUILD, seconds, found)
+
+
+def _for_memory(situation: Situation, size: int) -> str:
+    """Return what to say of an index on SQLite that takes more than it may."""
+    if situation.memory is None or size <= situation.memory:
+        return ""
+    told = f". It takes {_size(size)}, more than the memory for it ({_size(situation.memory)})"
+    # Of int8 and bits only measuring tells whether they suit the vectors.
+    return (
+        told if situation.kind == "bit" else f'{told}: measure what precision="int8" or "binary" finds, which take less'
+    )
 
 
 def _declaration(situation: Situation, key: str, choice: _Choice) -> str:

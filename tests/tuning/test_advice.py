@@ -11,7 +11,16 @@ from sqlalchemy import Column, Integer, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from sqla_vector import InvalidOption, UnsupportedMetric, Vector, bulk, vector_index
+from sqla_vector import (
+    BitVector,
+    HalfVector,
+    InvalidOption,
+    SparseVector,
+    UnsupportedMetric,
+    Vector,
+    bulk,
+    vector_index,
+)
 from sqla_vector.tuning import Advice, aadvise, advise, index_stats
 from sqla_vector.tuning.advice import Situation, advised
 from sqla_vector.tuning.sizes import hnsw_bytes, ivfflat_build_bytes, ivfflat_bytes, vec0_bytes
@@ -171,6 +180,9 @@ def test_the_asynchronous_twin_advises_the_same(backend: Backend, engine: AsyncE
         (replace(SERVER, memory=None), "hnsw", "full", {"m": 16, "ef_construction": 64}),
         (replace(FILE, rows=20_000), "vec0", "full", {}),
         (FILE, "ivfflat", "full", {"lists": 632}),
+        (replace(FILE, metric="l1", has_ivfflat=False), "vec0", "full", {}),
+        (replace(FILE, rows=10**9), "ivfflat", "full", {"lists": 32_768}),
+        (replace(SERVER, rows=10**10), "ivfflat", "half", {"lists": 32_768}),
         (replace(FILE, rows=9_999), "none", "full", {}),
         (replace(FILE, dim=8_193), "none", "full", {}),
         (replace(FILE, kind="sparsevec", has_vec0=False), "none", "full", {}),
@@ -184,6 +196,9 @@ def test_an_index_is_chosen_by_what_is_known(situation: Situation, method: str, 
     if found.declaration is not None:
         declared = eval(found.declaration, {"vector_index": vector_index})  # noqa: S307
         assert declared.name == "ix_article_embedding"
+        types = {"vector": Vector, "halfvec": HalfVector, "bit": BitVector, "sparsevec": SparseVector}
+        column = Column("embedding", types[situation.kind](situation.dim))
+        Table("article", MetaData(), Column("id", Integer, primary_key=True), column, declared)  # is not refused
 
 
 def test_a_reason_says_what_a_build_wants():
@@ -192,6 +207,14 @@ def test_a_reason_says_what_a_build_wants():
     lists = advised(replace(SERVER, rows=10_000_000), "embedding").reason
     assert "or it is refused" in lists
     assert "does not stay in memory (1.0 GB)" in lists
+
+
+@pytest.mark.parametrize("rows", [20_000, 100_000])
+def test_a_reason_says_what_does_not_fit_into_the_memory(rows: int):
+    fits, found = (advised(replace(FILE, rows=rows, memory=memory), "e") for memory in (GB, 1_000))
+    assert "memory" not in fits.reason
+    assert "more than the memory for it (1.0 kB)" in found.reason
+    assert 'precision="int8"' in found.reason
 
 
 def test_more_rows_are_never_less_work():
