@@ -354,6 +354,34 @@ def test_composite_keys_are_filled_in_order(tmp_path, backend):
     assert sorted(seen) == [1, 1, 1, 2, 2, 2, 3, 3, 3]
 
 
+@pytest.mark.backends("pysqlite3", "sqlite_stdlib")
+def test_others_can_write_meanwhile_to_a_table_without_rowid(tmp_path, backend):
+    metadata = articles(OLD, index=False)
+    table = metadata.tables["article"]
+    table.dialect_options["sqlite"]["with_rowid"] = False
+    others = other_engine(backend)
+    written: list[int] = []
+
+    def backfill(given: list[Any]) -> Any:
+        if not written:
+            written.append(given[0]["id"])
+            with others.begin() as connection:
+                changed = update(table).where(table.c.id == given[0]["id"])
+                assert connection.execute(changed.values(embedding=[7, 7, 7])).rowcount == 1
+        return widen(given)
+
+    project = Project(tmp_path, backend)
+    project.attributes["backfill"] = backfill
+    backend.create_all(project.engine, metadata)
+    fill(backend, project.engine, metadata, rows(6))
+    project.write(CHANGE.replace('[{"index_name": "ix_article_embedding", "metric": "l2"}]', "[]"))
+    project.upgrade()
+    others.dispose()
+    old = vectors_of(backend, project.engine, OLD, "embedding__old")
+    assert list(old[written[0]]) == [7, 7, 7]
+    assert_vectors(vectors_of(backend, project.engine, NEW), changed(old))
+
+
 def filled_by_key(tmp_path: Path, backend: Backend, keys: list[Any], given: list[dict[str, Any]]) -> list[Any]:
     """Change a table with this key, and return the ids that were filled."""
     recorder = Recorder()

@@ -186,16 +186,19 @@ class SQLiteMigration:
         dialect = run.dialect
         schema, table = column.table.schema, quoted(dialect, column.table.name)
         assert run.connection is not None
-        names = {row[1] for row in run.connection.exec_driver_sql(f"PRAGMA {_in(dialect, schema)}table_info({table})")}
-        if shadow.name not in names:
+        columns = run.connection.exec_driver_sql(f"PRAGMA {_in(dialect, schema)}table_info({table})").all()
+        if shadow.name not in {row[1] for row in columns}:
             type_ = dialect.type_compiler_instance.process(shadow.type)
             run.execute(f"ALTER TABLE {_in(dialect, schema)}{table} ADD COLUMN {quoted(dialect, shadow.name)} {type_}")
         name, other = quoted(dialect, column.name), quoted(dialect, shadow.name)
+        # Not by the rowid where there is a key: a table may be WITHOUT ROWID.
+        keys = [quoted(dialect, row[1]) for row in columns if row[5]] or ["rowid"]
+        same = " AND ".join(f"{key} IS NEW.{key}" for key in keys)
         run.execute(
             f"CREATE TRIGGER IF NOT EXISTS {_in(dialect, schema)}{quoted(dialect, watcher(shadow))} "
             f"AFTER UPDATE OF {name} ON {table} "
             f"FOR EACH ROW WHEN NEW.{name} IS NOT OLD.{name} BEGIN "
-            f"UPDATE {table} SET {other} = NULL WHERE rowid = NEW.rowid; END"
+            f"UPDATE {table} SET {other} = NULL WHERE {same}; END"
         )
 
     def forget_shadow(self, run: Runner, column: Column[Any]) -> None:
