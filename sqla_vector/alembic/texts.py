@@ -34,6 +34,9 @@ def compare_texts(
     support: MigrationSupport = support_of(context.dialect).migration()
     found = {} if conn_table is None else _reflected(context, comparison, support, schema, table_name)
     declared = {} if table is None else {str(index.name): (index, key) for index, key in text_indexes(table)}
+    # Such an index in reflected metadata is Alembic's to compare, as it is any other.
+    others = set() if table is None else {str(index.name) for index in table.indexes} - declared.keys()
+    found = {name: index for name, index in found.items() if not (index.is_shared and name in others)}
     for name in sorted(found.keys() | declared.keys()):
         old, pair = found.get(name), declared.get(name)
         if old is None:

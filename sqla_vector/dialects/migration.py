@@ -129,6 +129,8 @@ class ReflectedText:
     """What the dialect module compares with a declaration."""
     is_valid: bool = True
     """Whether its build was finished."""
+    is_shared: bool = False
+    """Whether others may declare such an index too: reflected, it is one like any other."""
 
 
 class MigrationSupport(Protocol):

@@ -469,6 +469,16 @@ def test_filters_of_the_project_are_asked(tmp_path, backend):
     assert ("index", "ix_article_text", False) in seen
 
 
+@ONE_OF_EACH
+def test_reflected_models_have_no_drift(tmp_path, backend):
+    project = Project(tmp_path, backend)
+    backend.create_all(project.engine, models("title", "body", weights=(1, 0.4)))
+    reflected = MetaData()
+    backend.run_connection(project.engine, lambda c: reflected.reflect(c))
+    assert [index.name for index in reflected.tables["article"].indexes] == ["ix_article_text"]
+    assert project.drift(reflected) == []
+
+
 @POSTGRESQL
 def test_gin_indexes_of_others_are_left_alone(tmp_path, backend):
     project = Project(tmp_path, backend)

@@ -52,7 +52,7 @@ class Part:
 def reflect_texts(connection: Connection, schema: str | None) -> list[ReflectedText]:
     """Return the text indexes of a schema that could have been declared, by one query."""
     return [
-        ReflectedText(row.name, row.table_name, _spec(parts), parts, row.is_valid)
+        ReflectedText(row.name, row.table_name, _spec(parts), parts, row.is_valid, is_shared=True)
         for row in connection.execute(_FIND, {"schema": schema})
         if (parts := _parts(row.expression))
     ]
