@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
 
+
 __all__ = ["Recall", "ameasure_recall", "measure_recall"]
 
 MAX_K = 10_000
+
+logger = logging.getLogger("sqla_vector.tuning")
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def measure_recall(
         sample: how many rows are drawn by chance, whose vectors are the queries; a row is not to find itself.
         queries: vectors of shape (n, dim) in place of rows: questions that users asked are the best ones, since a
             row is easier to find things for than a question.
-        settings: what the searches are told: ``{"ef_search": 100}``, ``probes``, ``oversample``, or ``recall``.
+        settings: what the searches are told: ``{"ef_search": 100}``, ``probes``, ``oversample``, or ``recall``:
+            what :func:`tune` found for it; if that is nothing the defaults, with a warning in the log.
         where: a criterion of the searches, such as ``Article.lang == "en"``: filters change recall.
         metric: as for :func:`sqla_vector.nearest`.
         seed: of the chance, so that two measurements can ask the same.
@@ -152,10 +157,18 @@ def measured(
     where: ColumnElement[bool] | None = None,
 ) -> Recall:
     """Ask with settings, and compare with the truth."""
-    told = resolved(connection, support, target, k, settings)
+    told, found = resolved(connection, support, target, k, settings)
     plan = planned(connection, support, target, questions, k, told, where)
-    found = ask(connection, support, target, questions.asked, k, told, where)
-    pairs = zip(found.answers, questions.truth.answers, strict=True)
+    if "recall" in settings and not found and plan.index is not None and support.knobs(connection, *target.index(), k):
+        # As the search itself does; and what is measured is not called what it is not.
+        logger.warning(
+            "%s has no settings for recall %g, so the usual ones are measured; find some: sqla_vector.tuning.tune()",
+            plan.index,
+            settings["recall"],
+        )
+        settings = told
+    answered = ask(connection, support, target, questions.asked, k, told, where)
+    pairs = zip(answered.answers, questions.truth.answers, strict=True)
     shares = [answer.share(truth) for answer, truth in pairs]
     return Recall(
         k=k,
@@ -164,8 +177,8 @@ def measured(
         recall=float(np.mean(shares)),
         recall_p5=_percentile(shares, 5),
         recall_p50=_percentile(shares, 50),
-        median_ms=_percentile(found.milliseconds, 50),
-        p95_ms=_percentile(found.milliseconds, 95),
+        median_ms=_percentile(answered.milliseconds, 50),
+        p95_ms=_percentile(answered.milliseconds, 95),
         exact_median_ms=_percentile(questions.truth.milliseconds, 50),
         plan=plan,
     )
@@ -187,17 +200,17 @@ def planned(
 
 def resolved(
     connection: Connection, support: TuningSupport, target: Searched, k: int, settings: Mapping[str, float]
-) -> dict[str, float]:
-    """Return settings with what a recall stands for, as the engine knows it, in its place."""
+) -> tuple[dict[str, float], bool]:
+    """Return settings with what a recall stands for, as the engine knows it, in its place, and whether it knows."""
     told = dict(settings)
     recall = told.pop("recall", None)
     if recall is None or not target.indexes:
-        return told
+        return told, False
     index, key = target.indexes[0]
     assert index.table is not None
     place = (connection.schema_for_object(index.table), str(index.name))
     found = tuned_for(place, support.built(index, key), k, recall, settings_of(connection.dialect))
-    return {**(found.settings if found else {}), **told}
+    return {**(found.settings if found else {}), **told}, found is not None
 
 
 def _percentile(values: Iterable[float], percent: int) -> float:

@@ -336,6 +336,20 @@ def test_who_does_not_own_the_index_is_told_what_was_found(backend: Backend, eng
 
 
 @BOTH
+def test_a_measurement_for_a_recall_for_which_nothing_was_found_says_so(
+    backend: Backend, engine: AnyEngine, caplog: pytest.LogCaptureFixture
+):
+    prepared(backend, engine, ENTRY)
+    measured = backend.run(engine, lambda s: measure_recall(s, ITEM.e, sample=4, settings={"recall": 0.99}))
+    assert measured.settings == {}
+    assert "ix_item_e has no settings for recall 0.99, so the usual ones are measured" in caplog.text
+    caplog.clear()
+    measured = backend.run(engine, lambda s: measure_recall(s, ITEM.e, sample=4, settings={"recall": 0.9}))
+    assert measured.settings == {"recall": 0.9, **ENTRY.settings}
+    assert not caplog.text
+
+
+@BOTH
 def test_a_measurement_can_be_of_what_was_found(backend: Backend, engine: AnyEngine):
     item = model(precision="binary")
     filled(backend, engine, item, vectors(1_500))
@@ -346,7 +360,7 @@ def test_a_measurement_can_be_of_what_was_found(backend: Backend, engine: AnyEng
     }
     assert measured["recall", 0.9].recall == measured["oversample", 11].recall
     assert measured["recall", 0.9].settings == {"recall": 0.9, "oversample": 11}
-    assert measured["recall", 0.95].settings == {"recall": 0.95}
+    assert measured["recall", 0.95].settings == {}
 
 
 @pytest.mark.parametrize("recall", [0, 1, -0.5, 1.5, "0.9", True, float("nan"), [0.9]])
