@@ -44,7 +44,8 @@ class Searched:
         """
         if not self.indexes:
             raise IndexNotUsable(
-                f"{self.name} has no vector index for {self.metric}, so there is nothing to tune: searches are exact"
+                f"{self.name} has no vector index for {self.metric}, so its searches are exact; declare one: "
+                f'vector_index(..., metric="{self.metric}")'
             )
         return self.indexes[0]
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from sqla_vector.dialects.tuned import Tuned, TunedIndex
 from sqla_vector.dialects.tuning import Knob, TuningSupport
-from sqla_vector.exc import IndexNotUsable
+from sqla_vector.exc import IndexNotUsable, InvalidOption
 from sqla_vector.schema import VectorIndexKey, check_share, check_whole_number
 from sqla_vector.tuning.explain import SearchPlan
 from sqla_vector.tuning.queries import MAX_SAMPLE, Questions, with_truth
@@ -107,6 +107,11 @@ def tune(
     if not knobs:
         raise IndexNotUsable(f"{index.name} has nothing to tune: its searches are exact, or cannot be told anything")
     asked = questions_of(connection, target, 2 * sample, queries, where, seed)
+    if len(asked) < 2:
+        raise InvalidOption(
+            "tune() confirms by one half of the questions what it found by the other, and there is one question; "
+            "give two queries or more"
+        )
     questions = with_truth(connection, support, target, asked, k, where)
     trial = _Trial(connection, support, target, k, where, target_recall)
     best = trial.run(knobs, questions)

@@ -212,5 +212,5 @@ def test_without_extension_plugin_or_index_it_measures_exact_searches(backend: B
     assert "has no vector index" in found.reason
     assert backend.run(engine, lambda s: advise(s, Plain.e)).method == "none"
     assert backend.run(engine, lambda s: index_stats(s, Plain.e)) == []
-    with pytest.raises(IndexNotUsable, match="so there is nothing to tune: searches are exact"):
+    with pytest.raises(IndexNotUsable, match="so its searches are exact; declare one"):
         backend.run(engine, lambda s: tune(s, Plain.e))

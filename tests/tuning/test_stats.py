@@ -294,3 +294,11 @@ def test_an_index_that_is_built_otherwise_wants_to_be_tuned_again(backend: Backe
     assert "was tuned as ivfflat full l2 lists=10 and is ivfflat full l2 lists=20 now" in str(
         stats_of(backend, engine, other).advice
     )
+
+
+@BOTH
+def test_to_optimize_what_has_no_index_is_refused_with_what_to_do(backend: Backend, engine: AnyEngine):
+    item = model()
+    said = "item.e has no vector index for cosine, so its searches are exact; declare one: vector_index"
+    with pytest.raises(IndexNotUsable, match=said):
+        backend.run(engine, lambda s: optimize(s, item.e, metric="cosine"))

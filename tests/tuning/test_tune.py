@@ -165,6 +165,7 @@ def test_what_makes_no_sense_is_refused(backend: Backend, engine: AnyEngine):
         ({"sample": 1}, InvalidOption, "sample must be"),
         ({"metric": "cosine"}, IndexNotUsable, "has no vector index for cosine"),
         ({"queries": np.ones((2, DIM + 1))}, Exception, "item.e"),
+        ({"queries": np.ones((1, DIM))}, InvalidOption, "there is one question; give two queries or more"),
     ]
 
     def run(session: Any) -> None:
