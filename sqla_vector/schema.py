@@ -405,8 +405,15 @@ def declared_index(element: ColumnElement[Any], metric: Metric) -> tuple[Index, 
 
 
 def declared_metrics(element: ColumnElement[Any]) -> list[str]:
-    """Return the metrics for which a column has declared indexes."""
-    column = indexed_column(element)
-    if column is None or not isinstance(column.table, Table):
-        return []
-    return sorted({key.spec.metric_name for _, key in vector_indexes(column.table) if key.column is column})
+    """Return the metrics for which a column has declared indexes, that of a subquery too, whose values are the same."""
+    bases = [base for base in element.base_columns if isinstance(getattr(base, "table", None), Table)]
+    columns = [base.table.c.get(base.key) for base in bases]
+    return sorted(
+        {
+            key.spec.metric_name
+            for column in columns
+            if column is not None
+            for _, key in vector_indexes(column.table)
+            if key.column is column
+        }
+    )

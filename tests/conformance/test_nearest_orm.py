@@ -323,6 +323,27 @@ def test_rows_of_a_subquery_can_be_searched_by_their_entity(backend, stocked):
     backend.run(stocked, check)
 
 
+def test_the_metric_is_that_of_the_index_whatever_the_entity_is_read_from(backend, stocked):
+    """An alias of a class with joined tables, an entity over a subquery or a CTE."""
+    boats = aliased(Boat)
+    vectors = {key: vector for key, vector in ANIMALS.items() if key % 3 == 0}
+    sources = (
+        (boats.embedding, select(boats.id), vectors),
+        (boats.sound, select(boats.id), {key: SOUNDS[key] for key in vectors}),
+        (aliased(Boat, flat=True).embedding, None, vectors),
+        (aliased(Book, select(Book).subquery()).embedding, None, BOOKS),
+        (aliased(Book, select(Book).cte()).embedding, None, BOOKS),
+    )
+
+    def check(session: Session) -> None:
+        for column, stmt, expected in sources:
+            stmt = select(column.parent.entity.id) if stmt is None else stmt
+            found = session.execute(nearest(stmt, column, QUERY, k=5)).all()
+            assert_equal(found, brute_force(expected, QUERY, 5, "l2"))
+
+    backend.run(stocked, check)
+
+
 def test_a_search_in_a_table_of_vectors_returns_the_parents(backend, stocked):
     def check(session: Session) -> None:
         rows = session.execute(
