@@ -13,6 +13,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import BinaryExpression, ColumnElement
 from sqlalchemy.sql.selectable import FromClause
 
+from sqla_vector.exc import InvalidStatement
 from sqla_vector.ranked import PLACE, RankedRows, Template, key_name, ordered_by, refers_to
 
 __all__: list[str] = []
@@ -36,6 +37,7 @@ def _completed(rows: RankedRows, compiler: SQLCompiler) -> Select[Any]:
     froms = [source for source in shown if own.isdisjoint(source._cloned_set)]
     about_rows = [criterion for criterion in stmt._where_criteria if refers_to(criterion, rows)]
     criteria = [criterion for criterion in stmt._where_criteria if not refers_to(criterion, rows)]
+    _check_not_correlated(criteria, [*froms, *(template.keys[0].table for template in rows.templates)])
     # With a criterion beside those that bind the two, or groups, more rows may be needed than are wanted.
     placed = [criterion for criterion in about_rows if _is_of_places(criterion)]
     plain = len(about_rows) - len(placed) == len(rows.keys)
@@ -53,6 +55,19 @@ def _completed(rows: RankedRows, compiler: SQLCompiler) -> Select[Any]:
         # what a WITH has it leaves alone.
         return select(found.cte())
     return found
+
+
+def _check_not_correlated(criteria: list[ColumnElement[bool]], froms: list[FromClause]) -> None:
+    """Refuse a criterion on a statement further out: the searches are derived tables and CTEs, which see none of it."""
+    known = {one for source in froms for one in source._from_objects}
+    for criterion in criteria:
+        for source in criterion._from_objects:
+            if source not in known:
+                raise InvalidStatement(
+                    f"a criterion names {getattr(source, 'name', source)}, which is of the statement around this one: "
+                    "hybrid(), best_per_group() and rerank(match_text()) cannot be correlated; "
+                    "run one for each row, or take nearest() or match_text()"
+                )
 
 
 def _is_of_places(criterion: ColumnElement[Any]) -> bool:

@@ -37,7 +37,7 @@ from sqlalchemy.orm import (
 from sqla_vector import Vector, asearch, match_text, nearest, search, text_index, vector_index
 from sqla_vector.exc import InvalidStatement
 from sqla_vector.fusion import rrf, weighted
-from sqla_vector.search import HitPart, hybrid, rerank, score_of, text_part, vector_part
+from sqla_vector.search import HitPart, best_per_group, hybrid, rerank, score_of, text_part, vector_part
 from tests.support.brute_force import engine_that_indexes
 
 WORDS = {
@@ -334,6 +334,33 @@ def test_the_statement_is_a_subquery_a_cte_and_a_part_of_a_union(backend, engine
 
 
 @SYNCHRONOUS
+@SYNCHRONOUS
+def test_ranked_rows_are_not_correlated_without_a_word(backend, engine):
+    """They are derived tables, which would look at the rows of all outer ones at once, and lose some of the k."""
+    own = select(Note.id).where(Note.id == Tag.note_id)
+    near = nearest(own, Note.embedding, QUERY, k=1)
+    matching = match_text(own, Note, "cat", k=1)
+    ranked = (
+        hybrid(own, Note.embedding, vector=QUERY, k=1, candidates=1),
+        hybrid(own.where(Note.lang == "en"), Note.embedding, vector=QUERY, text="cat", k=1),
+        best_per_group(near, Note.lang),
+        rerank(matching, Note.id, k=1),
+    )
+
+    def check(session: Session) -> None:
+        for stmt in ranked:
+            for outer in (
+                select(Tag.id, stmt.with_only_columns(Note.id).correlate(Tag).scalar_subquery()),
+                select(Tag.id).where(stmt.correlate(Tag).exists()),
+            ):
+                with pytest.raises(InvalidStatement, match="names tag, which is of the statement around this one"):
+                    session.execute(outer)
+        for stmt in (near, matching):
+            session.execute(select(Tag.id, stmt.with_only_columns(Note.id).correlate(Tag).scalar_subquery())).all()
+
+    backend.run(engine, check)
+
+
 def test_groups_are_of_all_candidates(backend, engine):
     def check(session: Session) -> None:
         stmt = both(select(Note.lang), k=5).with_only_columns(Note.lang, maintain_column_froms=True)
