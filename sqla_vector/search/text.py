@@ -123,8 +123,15 @@ def _resolve(
             found = getattr(inspected.entity, mapper.get_property_by_column(column).key).__clause_element__()
         return found
 
+    def key_of(column: Any) -> ColumnElement[Any]:
+        # Not that of the property, which of a class with joined tables is the key of its own table, where the texts
+        # and the vectors need not be.
+        source = column.table if inspected is mapper else inspected.selectable
+        found: ColumnElement[Any] | None = source.corresponding_column(column)
+        return column_of(column) if found is None else found
+
     texts = [column_of(column) for column in key.columns]
-    return index, key, texts, [column_of(column) for column in key.columns[0].table.primary_key]
+    return index, key, texts, [key_of(column) for column in key.columns[0].table.primary_key]
 
 
 def _choose(tables: list[Table], name: str | None) -> tuple[Index, TextIndexKey]:

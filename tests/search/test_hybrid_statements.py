@@ -98,6 +98,23 @@ class Report(Document):
     __mapper_args__ = {"polymorphic_identity": "report"}
 
 
+class Paper(Base):
+    __tablename__ = "paper"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    kind: Mapped[str]
+    words: Mapped[str] = mapped_column(String(80))
+    embedding: Mapped[np.ndarray | None] = mapped_column(Vector(2))
+    __table_args__ = (vector_index("ix_paper", "embedding"), text_index("ix_paper_words", "words"))
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "paper"}
+
+
+class Memo(Paper):
+    __tablename__ = "memo"
+    id: Mapped[int] = mapped_column(ForeignKey(Paper.id), primary_key=True)
+    signed: Mapped[str | None]
+    __mapper_args__ = {"polymorphic_identity": "memo"}
+
+
 def vector(angle: float | None) -> Any:
     return None if angle is None else [np.cos(angle), np.sin(angle)]
 
@@ -423,6 +440,29 @@ def test_a_class_with_inherited_columns_is_searched(backend, engine):
         expected = session.scalars(both(select(Note.id), k=6)).all()
         assert [report.id for report in session.scalars(stmt)] == expected
         assert [report.id for report in session.scalars(stmt.where(Document.kind == "report"))] == expected
+
+    backend.run(engine, check)
+
+
+def test_a_class_with_joined_tables_is_searched_by_what_its_parent_has(backend, engine):
+    flat = aliased(Memo, flat=True)
+
+    def check(session: Session) -> None:
+        session.add_all([Paper(id=20, words="cat", embedding=vector(0.0)), Memo(id=21, words="cat", embedding=QUERY)])
+        session.add_all([Memo(id=22, words="tea", embedding=vector(0.5)), Memo(id=23, words="cat tea", signed="x")])
+        session.flush()
+        for entity in (Memo, flat):
+            for text in ("cat", "tea"):
+                found = hybrid(select(entity), entity.embedding, vector=QUERY, text=text, k=5)
+                assert {row[0].id for row in session.execute(found)} == {21, 22, 23}
+                found = hybrid(select(entity), entity.embedding, vector=QUERY, text=text, k=5, fusion=weighted(0.0))
+                assert len(session.execute(found).all()) == 2
+                alone = hybrid(select(entity).where(entity.signed == "x"), text=text, k=5)
+                assert [row[0].id for row in session.execute(alone)] == [23]
+                text_alone = match_text(select(entity), entity, text, k=5)
+                assert len(session.execute(text_alone).all()) == 2
+                assert len(session.execute(rerank(text_alone, entity.id, k=2)).all()) == 2
+        assert {row[0].id for row in session.execute(hybrid(select(Paper), text="cat", k=5))} == {20, 21, 23}
 
     backend.run(engine, check)
 
