@@ -133,7 +133,9 @@ def chunked(
             # Without the position: a chunk that is moved is then written without a look at any index (HOT).
             Index(f"ix_{own}_parent"[:63], *keys),
             *(() if index is None else (vector_index(f"ix_{own}_embedding"[:63], "embedding", **index),)),
-            {"schema": table.schema},
+            # Without it SQLite gives the number of a deleted chunk to the next one, which objects and copies of the
+            # deleted one would pass for.
+            {"schema": table.schema, "sqlite_autoincrement": True},
         ),
     }
     made = _mapped(class_, mapper.registry, name, attributes)

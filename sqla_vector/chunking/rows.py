@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +12,14 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection, Table, delete, insert, inspect, select, update
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
+from sqlalchemy.orm.base import instance_state
 
 from sqla_vector.chunking.splitting import Chunk, Splitter, chunks_of
 from sqla_vector.embedding import EmbeddedColumn, SourceText
 from sqla_vector.embedding.declaration import Dependency, dependencies_of
 from sqla_vector.exc import InvalidText
-from sqla_vector.tracking.derived import Difference
+from sqla_vector.tracking.derived import Difference, expire_written
 from sqla_vector.tracking.mirrors import note_written
 from sqla_vector.tracking.related import Dependant, dependants_of, has_relations, keys_in, lock_related, own_names
 from sqla_vector.tracking.targets import Key, Target, complete_mapper, targets_of
@@ -88,6 +89,8 @@ class ChunkDifference(Difference):
     changes: Changes = field(default_factory=Changes)
     missing: set[Key] = field(default_factory=set)
     """Rows of which there are no chunks, and should be."""
+    ids: list[int] = field(default_factory=list)
+    """Those that were added have, once they are written."""
 
 
 class Chunking:
@@ -250,7 +253,7 @@ class Chunking:
         for start in range(0, len(found.removed), _PART):
             connection.execute(delete(table).where(members(table.c.id, found.removed[start : start + _PART])))
         self._move(connection, found.moved)
-        return self._add(connection, found.added, vectors)
+        return self._add(connection, difference, vectors)
 
     def _move(self, connection: Connection, moved: Sequence[tuple[StoredChunk, StoredChunk]]) -> None:
         """Write where chunks are: those that an edit shifts together in one statement."""
@@ -273,9 +276,10 @@ class Chunking:
     def _add(
         self,
         connection: Connection,
-        added: Sequence[tuple[Key, int, Chunk]],
+        difference: ChunkDifference,
         vectors: Mapping[str, tuple[NDArray[Any], str | None]],
     ) -> list[Key]:
+        added = difference.changes.added
         if not added:
             return []
         texts = [self._embedded_text(chunk.text) for _, _, chunk in added]
@@ -283,6 +287,7 @@ class Chunking:
         key = self._table.c.id
         ids = connection.scalars(insert(self._table).returning(key, sort_by_parameter_order=True), rows).all()
         self._note(connection, [(id_,) for id_ in ids])
+        difference.ids += ids
         return [(id_,) for id_, text in zip(ids, texts, strict=True) if text is not None and text not in vectors]
 
     def _values(
@@ -308,14 +313,26 @@ class Chunking:
         if keys:
             note_written(connection, self.rows.mapper, self.rows.mapper.column_attrs.keys(), keys)
 
-    def expire(self, session: Session, difference: Difference, entities: Iterable[object]) -> None:
+    def expire(
+        self, session: Session, difference: Difference, entities: Iterable[object], gone: Collection[Key]
+    ) -> None:
         """Have a session's objects read again what was written."""
         assert isinstance(difference, ChunkDifference)
         for entity in entities:
-            if self.collection in inspect(entity).dict:
+            state: InstanceState[Any] = inspect(entity)
+            if self.collection not in state.dict:
+                continue
+            if state.key is None:
+                del state.dict[self.collection]  # a session expires what has a row, as it will have
+            else:
                 session.expire(entity, [self.collection])
-        mapper = self.rows.mapper
-        for id_ in (*(row.id for _, row in difference.changes.moved), *difference.changes.removed):
+        mapper, found = self.rows.mapper, difference.changes
+        # What was added, too: SQLite gives the ids of rows again that went with a savepoint.
+        for id_ in (*(row.id for _, row in found.moved), *found.removed, *difference.ids):
             chunk = session.identity_map.get(mapper.identity_key_from_primary_key((id_,)))
             if chunk is not None:
-                session.expire(chunk)
+                expire_written(session, instance_state(chunk))
+        if gone:
+            for one in session.identity_map.all_states():
+                if one.mapper is mapper and tuple(one.dict.get(name) for name in self.key_names) in gone:
+                    expire_written(session, one)

@@ -8,23 +8,24 @@ name the row that has the text, in the channel of embeddings.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
 from numpy.typing import NDArray
 from sqlalchemy import Connection
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import InstanceState, Mapper, Session
 
 from sqla_vector.embedding import EmbeddedColumn
 from sqla_vector.tracking.mirrors import is_among
 from sqla_vector.tracking.related import Dependant, Made
 from sqla_vector.tracking.targets import Key, Models, Target
 
-__all__ = ["Derived", "Difference", "declare_derived", "derived_of"]
+__all__ = ["Derived", "Difference", "declare_derived", "derived_of", "expire_again", "expire_written"]
 
 _DECLARED: Final = "sqla_vector_derived"
+_WRITTEN: Final = "sqla_vector_written"
 
 
 @dataclass
@@ -89,14 +90,34 @@ class Derived(Made, Protocol):
             vectors: those that were made, with their fingerprints, by the text.
         """
 
-    def expire(self, session: Session, difference: Difference, entities: Iterable[object]) -> None:
+    def expire(
+        self, session: Session, difference: Difference, entities: Iterable[object], gone: Collection[Key]
+    ) -> None:
         """Have a session's objects read again what was written.
 
         Args:
             session: the session.
             difference: what was written.
             entities: its objects that have the texts.
+            gone: the keys of rows that were deleted, or have another key now.
         """
+
+
+def expire_written(session: Session, state: InstanceState[Any]) -> None:
+    """Have an object read again what was written, and once more when that is rolled back to a savepoint."""
+    session.expire(state.obj())
+    session.info.setdefault(_WRITTEN, WeakSet()).add(state)
+
+
+def expire_again(session: Session) -> None:
+    """Have the objects read again of which something was written that may have been rolled back.
+
+    A session does that by itself for objects that it changed within the savepoint.
+    """
+    for state in session.info.pop(_WRITTEN, ()):
+        entity = state.obj()
+        if entity is not None and entity in session:
+            expire_written(session, state)
 
 
 _CLASSES: WeakSet[Mapper[Any]] = WeakSet()

@@ -21,7 +21,7 @@ from sqlalchemy.orm.base import PASSIVE_NO_INITIALIZE, instance_state
 from sqla_vector.embedding import Embedder, Model, embed, fingerprint
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, InvalidText
-from sqla_vector.tracking.derived import Derived
+from sqla_vector.tracking.derived import Derived, expire_again
 from sqla_vector.tracking.events import Outage, TextsEmbedded
 from sqla_vector.tracking.mirrors import Mirror
 from sqla_vector.tracking.observe import Watch
@@ -317,7 +317,7 @@ class Listener:
         entries: dict[tuple[Target, Key], Operation] = dict.fromkeys(flush.moved, "upsert")
         others: dict[Dependant, set[Key]] = {}
         former: dict[Dependant, set[Key]] = {}
-        made: dict[Derived, list[State]] = {}
+        made: dict[Derived, dict[State, bool]] = {}
         plan_of = self._plans.of
         for state, (is_deleted, list_only) in context.states.items():
             if list_only:
@@ -337,7 +337,7 @@ class Listener:
                         flush.late[column][state] = None
             for derived in plan.derived:
                 if is_deleted or state.key is None or flush.touches(state, derived.watched):
-                    made.setdefault(derived, []).append(state)
+                    made.setdefault(derived, {})[state] = is_deleted
                     if derived.is_related and not is_deleted:
                         entries[derived.target, key_of(derived.target, state)] = "upsert"
             for mirror in plan.mirrors:
@@ -385,12 +385,24 @@ class Listener:
             elif column.at_flush:
                 flush.late[column][state] = None
 
-    def _bring_into_step(self, session: Session, flush: _Flush, derived: Derived, states: Sequence[State]) -> None:
-        """Write the rows that are made of the texts of rows, with their vectors unless a worker makes them."""
+    def after_soft_rollback(self, session: Session, transaction: Any) -> None:
+        """Have objects read again of which something was written beside the session's own changes."""
+        expire_again(session)
+
+    def _bring_into_step(self, session: Session, flush: _Flush, derived: Derived, states: Mapping[State, bool]) -> None:
+        """Write the rows that are made of the texts of rows, with their vectors unless a worker makes them.
+
+        Args:
+            session: the session.
+            flush: what is known of the flush.
+            derived: the rows that are made.
+            states: the objects that have the texts, and whether they were deleted.
+        """
         connection = _connection(session, derived.target)
-        keys = {key_of(derived.target, state) for state in states}
-        keys |= {key for state in states if (key := key_before(derived.target, state)) is not None}
-        difference = derived.compare(connection, sorted(keys, key=repr))
+        now = {key_of(derived.target, state) for state in states}
+        before = {key for state in states if (key := key_before(derived.target, state)) is not None}
+        gone = before - {key_of(derived.target, state) for state, is_deleted in states.items() if not is_deleted}
+        difference = derived.compare(connection, sorted(now | before, key=repr))
         for error in difference.errors.values():
             raise InvalidText(f"{derived}: {error}")
         vectors: dict[str, tuple[NDArray[Any], str | None]] = {}
@@ -406,7 +418,7 @@ class Listener:
                 vectors = {t: (vector, fingerprint(model, t)) for t, vector in zip(texts, found, strict=True)}
         without = derived.write(connection, difference, vectors)
         self._write_entries(session, {(derived.rows, key): "upsert" for key in without})
-        derived.expire(session, difference, [state.obj() for state in states])
+        derived.expire(session, difference, [state.obj() for state in states], gone)
 
     def _write_entries(self, session: Session, entries: Mapping[tuple[Target, Key], Operation]) -> None:
         by_target: dict[tuple[Target, Operation], list[tuple[str, str]]] = {}

@@ -190,6 +190,7 @@ def _listen(key: Any, listener: Listener) -> Callable[[], None]:
     listeners: dict[str, Callable[..., Any]] = {
         "before_flush": listener.before_flush,
         "after_flush": listener.after_flush,
+        "after_soft_rollback": listener.after_soft_rollback,
     }
     for name, function in listeners.items():
         event.listen(target, name, function)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import func, inspect, select, text, update
+from sqlalchemy import event, func, inspect, select, text, update
 
 from sqla_vector.exc import EmbedderError, EmbedderUnavailable, InvalidText
 from tests.chunking.models import document_models, paragraphs, rows_of, vectors_of, why_not_in_step
@@ -247,3 +247,86 @@ def test_what_is_not_watched_is_left_alone(tracked: Make) -> None:
     assert wrong(t, embedder) == []
     t.run(lambda s: s.execute(update(t.base.Document).values(title="B")))
     assert len(embedder.calls) == 2
+
+
+@pytest.mark.backends("psycopg", "pysqlite3")
+def test_a_new_document_whose_chunks_were_looked_at_is_added_again(tracked: Make) -> None:
+    t = tracked(document_models(), embedder := CountingEmbedder())
+    with t.sessions() as session:
+        document = t.base.Document(body=paragraphs(1, 2))
+        session.add(document)
+        session.flush()
+        assert len(document.chunks) == 2
+        session.rollback()
+        document.id = None
+        session.add(document)
+        session.flush()
+        assert [chunk.text for chunk in document.chunks] == paragraphs(1, 2).split("\n\n")
+        session.commit()
+    assert wrong(t, embedder) == []
+
+
+@pytest.mark.backends("psycopg", "pysqlite3")
+@pytest.mark.parametrize("cascades", [False, True])
+def test_loaded_chunks_of_a_deleted_document_do_not_pass_for_others(tracked: Make, cascades: bool) -> None:
+    t = tracked(document_models(), embedder := CountingEmbedder())
+    if t.engine.dialect.name == "sqlite" and cascades:
+        event.listen(t.engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys = ON"))
+        t.engine.dispose()
+    add(t, d1=paragraphs(1, 2))
+    with t.sessions() as session:
+        document = session.get(t.base.Document, 1)
+        chunks = list(document.chunks)
+        session.delete(document)
+        session.commit()
+        assert all(inspect(chunk).expired for chunk in chunks)
+        other = t.base.Document(id=2, body=paragraphs(7, 8))
+        session.add(other)
+        session.commit()
+        assert [chunk.text for chunk in other.chunks] == paragraphs(7, 8).split("\n\n")
+    assert wrong(t, embedder) == []
+
+
+@pytest.mark.backends("psycopg", "pysqlite3")
+def test_loaded_chunks_name_the_document_by_its_new_key(tracked: Make) -> None:
+    t = tracked(document_models(), CountingEmbedder())
+    if t.engine.dialect.name == "sqlite":
+        event.listen(t.engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys = ON"))
+        t.engine.dispose()
+    add(t, d1=paragraphs(1, 2))
+
+    def change(session: Any) -> None:
+        document = session.get(t.base.Document, 1)
+        chunks = list(document.chunks)
+        document.id = 9
+        session.flush()
+        assert [chunk.document_id for chunk in chunks] == [9, 9]
+
+    t.run(change)
+
+
+@pytest.mark.backends("psycopg", "pysqlite3")
+def test_loaded_chunks_are_where_they_were_after_a_savepoint_is_rolled_back(tracked: Make) -> None:
+    t = tracked(document_models(), CountingEmbedder())
+    add(t, d1=paragraphs(1, 2))
+
+    def places(document: Any) -> list[tuple[int, str]]:
+        return [(chunk.position, document.body[chunk.start : chunk.end]) for chunk in document.chunks]
+
+    def change(session: Any) -> None:
+        document = session.get(t.base.Document, 1)
+        before, chunks = places(document), list(document.chunks)
+        savepoint = session.begin_nested()
+        document.body = paragraphs(3, 1, 2)
+        session.flush()
+        assert [chunk.position for chunk in document.chunks] == [0, 1, 2]
+        ghost = document.chunks[0]
+        savepoint.rollback()
+        assert places(document) == before
+        assert document.chunks == chunks
+        document.body = paragraphs(4, 1, 2)
+        session.flush()
+        assert [chunk.text for chunk in document.chunks] == paragraphs(4, 1, 2).split("\n\n")
+        assert ghost not in chunks
+
+    t.run(change)
