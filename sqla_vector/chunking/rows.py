@@ -180,16 +180,20 @@ class Chunking:
         table: Table = self.made.__table__
         return table
 
-    def compare(self, connection: Connection, keys: Sequence[Key], *, lock: bool = False) -> ChunkDifference:
+    def compare(
+        self, connection: Connection, keys: Sequence[Key], *, lock: bool = False, wait: bool = False
+    ) -> ChunkDifference:
         """Find out which chunks are to be added, moved and removed, for rows that are there or are gone."""
         difference = ChunkDifference()
         for start in range(0, len(keys), _PART):
-            self._compare(connection, keys[start : start + _PART], lock, difference)
+            self._compare(connection, keys[start : start + _PART], lock, wait, difference)
         return difference
 
-    def _compare(self, connection: Connection, keys: Sequence[Key], lock: bool, difference: ChunkDifference) -> None:
-        states = read(connection, self.target, self, keys, lock=lock)
-        if lock:
+    def _compare(
+        self, connection: Connection, keys: Sequence[Key], lock: bool, wait: bool, difference: ChunkDifference
+    ) -> None:
+        states = read(connection, self.target, self, keys, lock=lock, wait=wait)
+        if lock and not wait:
             late = set(read(connection, self.target, self, keys)) - set(states)
             if self.is_related:
                 late |= set(keys) - lock_related(connection, self.target, self, keys)

@@ -69,14 +69,17 @@ class Derived(Made, Protocol):
     def is_related(self) -> bool:
         """Whether the texts are made of related rows."""
 
-    def compare(self, connection: Connection, keys: Sequence[Key], *, lock: bool = False) -> Difference:
+    def compare(
+        self, connection: Connection, keys: Sequence[Key], *, lock: bool = False, wait: bool = False
+    ) -> Difference:
         """Find out what is to be done, without doing it.
 
         Args:
             connection: in a transaction that has the right to write.
             keys: of the rows that have the texts, also of rows that are gone.
             lock: keep others from changing these until the transaction ends, and leave out those that somebody is
-                just changing.
+                just changing, and those of whose related rows that is so.
+            wait: for those that somebody is changing, instead of leaving them out; of related rows nothing is locked.
         """
 
     def write(

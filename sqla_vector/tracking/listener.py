@@ -402,7 +402,12 @@ class Listener:
         now = {key_of(derived.target, state) for state in states}
         before = {key for state in states if (key := key_before(derived.target, state)) is not None}
         gone = before - {key_of(derived.target, state) for state, is_deleted in states.items() if not is_deleted}
-        difference = derived.compare(connection, sorted(now | before, key=repr))
+        keys = sorted(now | before, key=repr)
+        if derived.target.has_parents:
+            # A row of one table is locked, since it was written just now.
+            difference = derived.compare(connection, keys, lock=True, wait=True)
+        else:
+            difference = derived.compare(connection, keys)
         for error in difference.errors.values():
             raise InvalidText(f"{derived}: {error}")
         vectors: dict[str, tuple[NDArray[Any], str | None]] = {}
@@ -444,7 +449,9 @@ class Listener:
         connection = _connection(session, target)
         keys = list(by_key)
         for start in range(0, len(keys), 1000):
-            found = read(connection, target, column, keys[start : start + 1000])
+            # A row of one table is locked, since it was written just now.
+            lock = target.has_parents
+            found = read(connection, target, column, keys[start : start + 1000], lock=lock, wait=lock)
             invalid = next((row.error for row in found.values() if row.error), None)
             if invalid is not None and plan.at_flush:
                 raise InvalidText(f"{column}: {invalid}")

@@ -81,6 +81,11 @@ class Target:
         return tuple(self.mapper.get_property_by_column(column).key for column in self.key_columns)
 
     @cached_property
+    def has_parents(self) -> bool:
+        """Whether a row has columns in tables that its class inherits from: a change there does not lock it here."""
+        return len(self.mapper.tables) > 1
+
+    @cached_property
     def key_attributes(self) -> tuple[Any, ...]:
         """The same as attributes of the class, for queries."""
         return tuple(getattr(self.mapper.class_, name) for name in self.key_names)
