@@ -22,6 +22,7 @@ from sqla_vector.embedding import Embedder, Model, embed, fingerprint
 from sqla_vector.embedding.embedder import model_of
 from sqla_vector.exc import EmbedderUnavailable, InvalidOption, InvalidText
 from sqla_vector.tracking.derived import Derived, expire_again
+from sqla_vector.tracking.entries import dead_entries
 from sqla_vector.tracking.events import Outage, TextsEmbedded
 from sqla_vector.tracking.mirrors import Mirror
 from sqla_vector.tracking.observe import Watch
@@ -60,8 +61,9 @@ class _Flush:
     """Attributes set to SQL expressions, which SQLAlchemy forgets about with the statement."""
     expired: dict[State, frozenset[str]] = field(default_factory=dict)
     """Attributes that had no value before the statements."""
+    parts: defaultdict[ColumnPlan, dict[State, list[Any]]] = field(default_factory=lambda: defaultdict(dict))
+    """What the texts of rows are made of that were looked at before the statements."""
 
-    _parts: defaultdict[ColumnPlan, dict[State, list[Any]]] = field(default_factory=lambda: defaultdict(dict))
     _models: dict[ColumnPlan, Model] = field(default_factory=dict)
 
     def mark_of(self, column: ColumnPlan, text: str | None) -> str | None:
@@ -73,7 +75,7 @@ class _Flush:
 
     def text_of(self, column: ColumnPlan, state: State) -> str | None:
         """Return the text of an object of which that is known, and keep what it was made of."""
-        parts = self._parts[column][state] = column.parts_of(state.dict)
+        parts = self.parts[column][state] = column.parts_of(state.dict)
         return column.text_of(state, parts)
 
     def note_expressions(self, state: State) -> None:
@@ -84,7 +86,7 @@ class _Flush:
 
     def is_as_it_was(self, column: ColumnPlan, state: State) -> bool:
         """Tell whether the text of a row is the one that was looked at, or that there was no need to look at."""
-        parts = self._parts[column].get(state)
+        parts = self.parts[column].get(state)
         if parts is None:
             return state.key is not None and not self.touches(state, column.watched)
         lost = state.expired_attributes
@@ -358,8 +360,9 @@ class Listener:
             for key in dependant.keys_referred_to(_connection(session, dependant.target), sorted(keys, key=repr)):
                 entries.setdefault((dependant.target, key), "upsert")
         self._write_entries(session, entries)
-        for derived, states in made.items():
-            self._bring_into_step(session, flush, derived, states)
+        self._look_for_dead(session, flush, entries, made)
+        for derived, of in made.items():
+            self._bring_into_step(session, flush, derived, of)
         for late, by_hand in ((flush.by_hand, True), (flush.late, False)):
             for column, rows in late.items():
                 written = [s for s in rows if not context.states.get(s, (True, True))[0]]
@@ -384,6 +387,27 @@ class Listener:
                 flush.by_hand[column][state] = None
             elif column.at_flush:
                 flush.late[column][state] = None
+
+    def _look_for_dead(
+        self,
+        session: Session,
+        flush: _Flush,
+        entries: Mapping[tuple[Target, Key], Operation],
+        made: Mapping[Derived, Iterable[State]],
+    ) -> None:
+        """Have a worker look at changed rows that are dead: their texts may be good now, and nothing else says so."""
+        by_column = (flush.parts, flush.late, flush.by_hand)
+        changed = [(column.target, states) for rows in by_column for column, states in rows.items()]
+        keys: dict[Target, set[Key]] = {}
+        for target, states in (*changed, *((derived.target, states) for derived, states in made.items())):
+            named = (key_of(target, state) for state in states if state.key is not None)
+            keys.setdefault(target, set()).update(key for key in named if (target, key) not in entries)
+        for target, found in keys.items():
+            outbox = target.outbox if target.outbox is not None else self._outbox
+            if found and outbox is not None:
+                connection = _connection(session, target)
+                dead = dead_entries(connection, outbox, target, found)
+                put(connection, outbox, [(target.entity, row_key) for row_key in dead], target.channel)
 
     def after_soft_rollback(self, session: Session, transaction: Any) -> None:
         """Have objects read again of which something was written beside the session's own changes."""

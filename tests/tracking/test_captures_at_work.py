@@ -71,3 +71,36 @@ def test_a_change_that_listener_and_trigger_both_notice_is_embedded_once(tracked
     assert made.entries() == []
     fingerprints = made.untracked(lambda s: s.scalars(select(base.Article.embedding_fingerprint)).all())
     assert None not in fingerprints
+
+
+def refuse_bad_texts(texts: list[str]) -> None:
+    if any("bad" in text for text in texts):
+        raise ValueError("refused")
+
+
+def test_a_dead_entry_goes_when_a_session_gives_its_row_a_good_text(tracked: Any):
+    base = models("flush")
+    made = tracked(base, CountingEmbedder(fail=refuse_bad_texts))
+    made.run(lambda session: session.add_all(base.Article(id=n, title="x") for n in (1, 2)))
+    made.untracked(lambda s: s.connection().execute(update(base.Article.__table__).values(title="bad")))
+    made.work(attempts=1)
+    assert [entry.state for entry in made.entries()] == ["dead", "dead"]
+    made.run(lambda session: setattr(session.get(base.Article, 1), "title", "good"))
+    made.work(attempts=1)
+    assert [(entry.row_key, entry.state) for entry in made.entries()] == [("[2]", "dead")]
+
+
+def test_a_dead_entry_goes_when_a_text_and_its_vector_are_set_by_hand(tracked: Any):
+    base = models("worker")
+    made = tracked(base, embedder := CountingEmbedder(fail=refuse_bad_texts))
+    made.run(lambda session: session.add(base.Article(id=1, title="bad")))
+    made.work(attempts=1)
+    assert [entry.state for entry in made.entries()] == ["dead"]
+
+    def edit(session: Any) -> None:
+        article = session.get(base.Article, 1)
+        article.title, article.body, article.embedding = "good", "b", embedder.vector("good\n\nb")
+
+    made.run(edit)
+    made.work(attempts=1)
+    assert made.entries() == []
