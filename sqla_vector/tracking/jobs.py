@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Table, delete, exists, select
 
 from sqla_vector.embedding import EmbeddedColumn, Model
 from sqla_vector.tracking.derived import Derived
+from sqla_vector.tracking.entries import existing
 from sqla_vector.tracking.events import FailureKind
 from sqla_vector.tracking.outbox import CHANNEL, DEAD, Entry, acknowledge, bury, claim, postpone, put
 from sqla_vector.tracking.patience import is_of_values, why_of
@@ -197,6 +198,8 @@ def _find_stale(
         if state.error is not None:
             failure = Failure("text", f"{column}: {state.error}", is_final=True)
             batch.rows[target.entity, key].failures[str(column)] = failure
+            # Looked at again by finish(), too.
+            batch.jobs.append(Job(target, column, state, None, False))
         elif not (is_current := state.has(wanted)) or has_relations(column):
             # Current by what is committed; somebody may be changing a related row, as finish() finds out.
             batch.jobs.append(Job(target, column, state, wanted, not is_current))
@@ -289,15 +292,51 @@ def _is_last(entry: Entry, failure: Failure, delays: Sequence[float]) -> bool:
 def _write_all(connection: Connection, batch: Batch, embedders: Embedders) -> set[RowName]:
     written: set[RowName] = set()
     by_column: dict[tuple[int, int], list[Job]] = {}
+    failed: dict[tuple[int, int], list[Job]] = {}
     for job in batch.jobs:
         failures = batch.rows[job.row].failures
         # What fails for one column must not keep the others on vectors of old texts.
         if not failures or not failures.keys() & {WHOLE, str(job.column)}:
             # By what they are, not by what is in them: that would be hashed for every row.
             by_column.setdefault((id(job.target), id(job.column)), []).append(job)
+        elif WHOLE not in failures:
+            failed.setdefault((id(job.target), id(job.column)), []).append(job)
+    for jobs in failed.values():
+        _look_again(connection, batch, jobs[0].target, jobs[0].column, jobs, embedders)
     for jobs in by_column.values():
         written |= _write_column(connection, batch, jobs[0].target, jobs[0].column, jobs, embedders)
     return written
+
+
+def _look_again(
+    connection: Connection,
+    batch: Batch,
+    target: Target,
+    column: EmbeddedColumn,
+    jobs: Sequence[Job],
+    embedders: Embedders,
+) -> None:
+    """Forget failures of texts that rows do not have any more: others may have put them right, and be done with it."""
+    if batch.seen is not None and batch.seen == support_of(connection.dialect).state(connection):
+        return
+    model = embedders.model(column)
+    keys = [job.state.key for job in jobs]
+    now = read(connection, target, column, keys, lock=True, is_careful=True)
+    there = existing(connection, target, [key for key in keys if key not in now])
+    for job in jobs:
+        row, state = batch.rows[job.row], now.get(job.state.key)
+        if state is None:
+            # Locked by somebody who is changing it, or deleted.
+            row.is_late |= job.state.key in there
+            is_over = job.state.key not in there
+        else:
+            wanted = state.wanted(model)
+            is_current = state.has(wanted)
+            is_other = (state.text, state.error, wanted) != (job.state.text, job.state.error, job.wanted)
+            row.is_late |= is_other and not is_current
+            is_over = is_other or is_current
+        if is_over:
+            row.failures.pop(str(column), None)
 
 
 def _write_column(

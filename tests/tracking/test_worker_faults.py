@@ -24,6 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, object_sessio
 
 from sqla_vector import Vector
 from sqla_vector.embedding import Fingerprint, embedding_column
+from sqla_vector.exc import EmbedderError
 from sqla_vector.tracking import outbox_table
 from sqla_vector.tracking.outbox import put
 from tests.support.backends import KINDS, Backend, Kind
@@ -211,6 +212,59 @@ def test_a_lease_that_ends_too_early_costs_a_call_and_nothing_else(tracked: Make
     assert len(t.embedder.calls) == 2
     assert points.names.count("before UPDATE article") == 1
     current(t)
+
+
+@pytest.mark.backends(is_async=False)
+@pytest.mark.parametrize("is_done", [True, False], ids=["and embedded", "and not embedded yet"])
+def test_a_failure_that_comes_late_buries_no_row_that_was_put_right(tracked: Make, is_done: bool) -> None:
+    t = tracked(article_models("worker"), PointedEmbedder())
+
+    def put_right() -> None:
+        t.run(lambda s: setattr(s.get(t.base.Article, 1), "title", "good"))
+        if is_done:
+            t.once(t.worker(timeout=None))
+        raise EmbedderError("refused")
+
+    add(t, 1)
+    t.embedder.fail = first(put_right)
+    assert t.once(t.worker(timeout=None, attempts=1)).dead == 0
+    t.work(timeout=None)
+    current(t)
+    assert t.embedder.texts[1:] == ["good"]
+
+
+@pytest.mark.backends(is_async=False)
+def test_a_row_without_a_text_that_was_put_right_meanwhile_is_not_dead(tracked: Make) -> None:
+    def source(article: Any) -> str:
+        return str({"bad": 1}.get(article.title, article.title).strip())  # type: ignore[attr-defined]
+
+    t = tracked(article_models("worker", source=source), PointedEmbedder())
+    t.untracked(lambda s: s.add_all(t.base.Article(id=n, title=title) for n, title in ((1, "bad"), (2, "a"))))
+    t.backend.run_connection(t.engine, lambda c: put(c, t.base.outbox, [("article", "[1]"), ("article", "[2]")]))
+
+    def put_right() -> None:
+        t.run(lambda s: setattr(s.get(t.base.Article, 1), "title", "good"))
+        t.once(t.worker(timeout=None))
+
+    t.embedder.fail = first(put_right)
+    assert t.once(t.worker(timeout=None, attempts=1)).dead == 0
+    t.work(timeout=None)
+    assert t.entries() == []
+    assert sorted(t.embedder.texts) == ["a", "good"]
+
+
+@pytest.mark.backends(is_async=False)
+def test_a_row_that_is_deleted_while_it_fails_leaves_no_dead_entry(tracked: Make) -> None:
+    t = tracked(article_models("worker"), PointedEmbedder())
+
+    def remove() -> None:
+        t.run(lambda s: s.delete(s.get(t.base.Article, 1)))
+        raise EmbedderError("refused")
+
+    t.run(lambda s: s.add(t.base.Article(id=1, title="a")))
+    t.embedder.fail = first(remove)
+    t.once(t.worker(timeout=None, attempts=1))
+    assert t.entries("dead") == []
 
 
 def run_two(t: Tracked, **options: Any) -> list[Any]:
