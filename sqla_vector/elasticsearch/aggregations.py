@@ -62,7 +62,18 @@ def aggregations(index: SearchIndex, given: Mapping[str, Any] | None) -> dict[st
     Raises:
         InvalidOption: another type, a script, or a field that is not declared or cannot be counted.
     """
-    return _checked(index, {} if given is None else given, 0)
+    found = _checked(index, {} if given is None else given, 0)
+    if found:
+        from elasticsearch import SerializationError
+        from elasticsearch.serializer import JsonSerializer
+
+        try:
+            JsonSerializer().dumps(found)
+        except (SerializationError, TypeError, ValueError, RecursionError):
+            raise InvalidOption(
+                "aggs= has a value that is no JSON, such as a set; give numbers, texts and lists"
+            ) from None
+    return found
 
 
 def aggregated_name(index: SearchIndex, name: object) -> str:

@@ -34,7 +34,6 @@ _INTEGERS: Final[Mapping[str, tuple[int, int]]] = {
 }
 _FLOATS: Final = frozenset({"double", "float", "half_float", "scaled_float"})
 _DATES: Final = frozenset({"date", "date_nanos"})
-_ANALYZED: Final = frozenset({"text", "match_only_text", "search_as_you_type"})
 _IGNORING: Final = frozenset({"ignore_above", "ignore_malformed"})
 """Parameters by which a field leaves a value out of the index."""
 _LONGEST: Final = 32_766
@@ -68,7 +67,7 @@ class FieldRef:
         """Return the query for documents that have a value."""
         if self.kind in ("object", "flattened"):
             raise InvalidFilter(f"{self} is an object, of which Elasticsearch does not know whether it has a value")
-        if not self._is_indexed:
+        if not self.spec.is_indexed:
             raise self._not_indexed()
         found = self._nested({"exists": {"field": self.name}})
         if not self.spec.parameters.keys() & _IGNORING:
@@ -208,12 +207,6 @@ class FieldRef:
     def _has_numbers_as_texts(self) -> bool:
         return self.kind in TEXTUAL and isinstance(raw_type(self.type_), (Integer, Numeric, Float))
 
-    @property
-    def _is_indexed(self) -> bool:
-        """Whether anything of a value is found by a query."""
-        has_values = self.kind not in _ANALYZED and self.spec.parameters.get("doc_values", True)
-        return bool(has_values or self.spec.parameters.get("index", True))
-
     def _not_indexed(self) -> InvalidFilter:
         return InvalidFilter(
             f"{self} ({self.kind}) is not indexed, so that nothing can be asked of it; declare another field of the "
@@ -260,7 +253,7 @@ class FieldRef:
         return InvalidFilter(f"{self} is compared with {expected}, got {type(value).__name__}")
 
     def _exact(self) -> str:
-        if self.exact_name is None and not self._is_indexed:
+        if self.exact_name is None and not self.spec.is_indexed:
             raise self._not_indexed()
         if self.exact_name is None:
             raise InvalidFilter(

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
+from sqlalchemy.sql.base import ExecutableOption
+
 from sqla_vector.elasticsearch.aggregations import aggregations
 from sqla_vector.elasticsearch.columns import Columns
 from sqla_vector.elasticsearch.dsl import MATCH_ALL, Query
@@ -165,6 +167,8 @@ def make_plan(
         raise InvalidOption(f"fusion= is rrf() or weighted(), got {type(fusion).__name__}")
     if window is not None:
         window = max(check_whole_number(window, "window", 1, MAX_HITS), k)
+    if not isinstance(options, (list, tuple)) or not all(isinstance(one, ExecutableOption) for one in options):
+        raise InvalidOption("options= is a list of loader options, such as selectinload(Article.author)")
     return Plan(
         index=index,
         key_field=columns.key_field,

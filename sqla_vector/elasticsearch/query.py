@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from sqla_vector.elasticsearch.dsl import MATCH_NONE, Query
 from sqla_vector.elasticsearch.specs import DenseVectorSpec
-from sqla_vector.exc import InvalidOption, InvalidText
+from sqla_vector.exc import InvalidOption, InvalidText, shown
 from sqla_vector.fusion import check_weight
 from sqla_vector.metrics import METRICS, Metric
 from sqla_vector.schema import check_whole_number
@@ -252,6 +252,8 @@ def text_query(index: SearchIndex, match: Match | str) -> TextQuery:
     if not isinstance(match, Match):
         raise InvalidOption(f"text= is a string or Match(...), got {type(match).__name__}")
     _check_text(match.text)
+    if not isinstance(match.fields, Iterable):
+        raise InvalidOption(f"fields= is a list of names of fields, got {type(match.fields).__name__}")
     fields = [match.fields] if isinstance(match.fields, str) else list(match.fields)
     searched = [_text_field(index, name) for name in fields] or [(name, name) for name in _texts(index)]
     if not searched:
@@ -286,7 +288,7 @@ def _check_text(text: object) -> None:
 
 
 def _texts(index: SearchIndex) -> list[str]:
-    return [spec.name for spec in index.fields.values() if spec.kind == "text"]
+    return [spec.name for spec in index.fields.values() if spec.kind == "text" and spec.is_indexed]
 
 
 def _text_field(index: SearchIndex, given: object) -> tuple[str, str]:
@@ -298,6 +300,8 @@ def _text_field(index: SearchIndex, given: object) -> tuple[str, str]:
     spec = index.fields.get(name)
     if spec is None or spec.kind not in ("text", "keyword"):
         raise InvalidOption(f"{name!r} is no text or keyword field of the index; there are {', '.join(_texts(index))}")
+    if not spec.is_indexed:
+        raise InvalidOption(f"the field {name!r} is not indexed, so that no word of it is found; name another one")
     return name, name if boost is None else f"{name}^{boost}"
 
 
@@ -348,8 +352,18 @@ def _max_distance(knn: Knn, spec: DenseVectorSpec) -> float | None:
     if knn.max_distance is not None and knn.min_similarity is not None:
         raise InvalidOption("give max_distance or min_similarity, not both")
     for name, value in (("max_distance", knn.max_distance), ("min_similarity", knn.min_similarity)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
-            raise InvalidOption(f"{name} must be a number, got {value!r}")
+        if value is not None and _as_float(value) is None:
+            raise InvalidOption(f"{name} must be a number, got {shown(value)}")
     if knn.min_similarity is not None:
         return METRICS[spec.metric].distance(float(knn.min_similarity), spec.dim)
     return None if knn.max_distance is None else float(knn.max_distance)
+
+
+def _as_float(value: object) -> float | None:
+    """Return a number as a float; None if it is none, NaN or larger than any float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from sqlalchemy.sql.elements import ColumnElement
 
+from sqla_vector.asynchrony import AsyncSession, async_scoped_session
 from sqla_vector.elasticsearch import procedure
 from sqla_vector.elasticsearch.aggregations import aggregated_name
 from sqla_vector.elasticsearch.columns import Columns
@@ -21,7 +22,6 @@ from sqla_vector.schema import check_whole_number
 
 if TYPE_CHECKING:
     from elasticsearch import AsyncElasticsearch, Elasticsearch
-    from sqlalchemy.ext.asyncio import AsyncSession
     from sqlalchemy.orm import Session, scoped_session
 
     from sqla_vector.elasticsearch.index import SearchIndex
@@ -302,7 +302,7 @@ class Searcher:
         plan = self._plan(knn=knn, where=where, k=k, refresh=refresh, options=options)
         conditions = None
         if values is not None:
-            if isinstance(values, str) or not 1 <= len(values) <= _MOST_BUCKETS:
+            if isinstance(values, str) or not isinstance(values, Collection) or not 1 <= len(values) <= _MOST_BUCKETS:
                 raise InvalidOption(f"values= is a list of 1 to {_MOST_BUCKETS} values")
             conditions = [(value, self._columns.named(by).equal(value)) for value in values]
         return procedure.nearest_by(plan, name, conditions, buckets, load=True)
@@ -320,6 +320,10 @@ class Searcher:
             raise InvalidOption(
                 "the client is asynchronous; use the method with an a before its name, such as asearch()"
             )
+        if isinstance(session, (AsyncSession, async_scoped_session)):
+            raise InvalidOption(
+                "this session is asynchronous; use the method with an a before its name, and AsyncElasticsearch"
+            )
         return run(steps, self._client, session, self.index.name)
 
     async def _arun(self, steps: Steps[R], session: Any) -> R:
@@ -327,4 +331,6 @@ class Searcher:
             raise InvalidOption(
                 "the client is not asynchronous; use the method without an a before its name, or AsyncElasticsearch"
             )
+        if session is not None and not isinstance(session, (AsyncSession, async_scoped_session)):
+            raise InvalidOption("this session is not asynchronous; give an AsyncSession")
         return await arun(steps, self._client, session, self.index.name)

@@ -35,6 +35,8 @@ __all__ = ["DenseVectorSpec", "FieldSpec", "NestedSpec", "leaves", "resolve", "r
 _MOST_DIMENSIONS: Final = 4096
 _LEAST_BBQ: Final = 64
 
+_ANALYZED: Final = frozenset({"text", "match_only_text", "search_as_you_type"})
+
 _TINY: Final = 1e-30
 """Squares of lengths between it and its inverse are sure to be float32, in whatever order they are summed up."""
 
@@ -66,13 +68,19 @@ class FieldSpec:
     @property
     def exact(self) -> str | None:
         """The name under which values are compared as a whole, None if they are not."""
-        if self.kind not in ("text", "match_only_text", "search_as_you_type"):
+        if self.kind not in _ANALYZED:
             is_compared = self.parameters.get("index", True) and self.parameters.get("enabled", True)
             return self.name if is_compared and self.kind != "object" else None
         for name, sub in (self.parameters.get("fields") or {}).items():
             if sub.get("type") == "keyword":
                 return f"{self.name}.{name}"
         return None
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether anything of a value is found by a query."""
+        has_values = self.kind not in _ANALYZED and self.parameters.get("doc_values", True)
+        return bool(has_values or self.parameters.get("index", True))
 
     def to_json(self, value: Any) -> Any:
         """Return a value of the attribute as documents have it; None leaves the field out.

@@ -35,6 +35,7 @@ from sqla_vector.elasticsearch import Field, Keyword, SearchIndex
 from sqla_vector.elasticsearch import Text as EsText
 from sqla_vector.elasticsearch.columns import Columns
 from sqla_vector.elasticsearch.filters import MAX_CLAUSES, MAX_DEPTH, MAX_TERMS, filter_query
+from sqla_vector.elasticsearch.query import Match, text_query
 from sqla_vector.elasticsearch.search import Searcher
 from sqla_vector.exc import InvalidFilter, InvalidOption
 from sqla_vector.tracking import outbox_table
@@ -359,6 +360,16 @@ def test_numbers_that_are_texts_have_no_order_and_the_digits_of_their_column(ind
     ):
         with pytest.raises(InvalidFilter):
             term(criterion)
+
+
+def test_words_are_searched_in_what_is_indexed(index_name: str, client: Any):
+    _, index = texts(index_name)
+    index.create(client)
+    with pytest.raises(InvalidOption, match="no text field to search"):
+        text_query(index, "tea")
+    with pytest.raises(InvalidOption, match="'shown' is not indexed"):
+        text_query(index, Match("tea", ["shown"]))
+    assert Searcher(client, index).search_ids(text=Match("tea", ["words"])).total == 0
 
 
 def test_nothing_is_asked_of_what_is_not_indexed(index_name: str, client: Any):

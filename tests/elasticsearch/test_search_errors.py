@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from elasticsearch import AsyncElasticsearch, Elasticsearch
 from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from sqla_vector.elasticsearch import Knn, Match, Searcher, Terms
@@ -63,11 +64,17 @@ REFUSED: list[tuple[dict[str, Any], type[VectorError]]] = [
     ({"knn": Knn("embedding", VECTOR, max_distance=1, min_similarity=1)}, InvalidOption),
     ({"knn": Knn("embedding", VECTOR, max_distance=math.nan)}, InvalidOption),
     ({"knn": Knn("embedding", VECTOR, min_similarity="1")}, InvalidOption),  # type: ignore[arg-type]
+    ({"knn": Knn("embedding", VECTOR, max_distance=10**400)}, InvalidOption),
+    ({"knn": Knn("embedding", VECTOR, min_similarity=-(10**5000))}, InvalidOption),
+    ({"knn": Knn("embedding", VECTOR, weight=10**400)}, InvalidOption),
     ({"knn": Knn("embedding", VECTOR, oversample=2)}, InvalidOption),
     ({"knn": Knn("embedding", VECTOR, exact=1)}, InvalidOption),  # type: ignore[arg-type]
     ({"knn": Knn("other", VECTOR, exact=True)}, InvalidOption),
     ({"text": 5}, InvalidOption),
     ({"text": Match(5)}, InvalidText),  # type: ignore[arg-type]
+    ({"text": Match("tea", fields=5)}, InvalidOption),  # type: ignore[arg-type]
+    ({"text": Match("tea", fields=["unindexed"])}, InvalidOption),
+    *(({"options": options}, InvalidOption) for options in (5, "author", [5])),
     ({"text": "\ud800"}, InvalidText),
     ({"text": "a" * 10_001}, InvalidText),
     *(
@@ -117,6 +124,8 @@ REFUSED: list[tuple[dict[str, Any], type[VectorError]]] = [
             {"a": {"scripted_metric": {}}},
             {"a": {"terms": {"field": "lang"}, "aggs": {"b": {"top_hits": {}}}}},
             {"a": {"terms": {"field": "_id"}}},
+            {"a": {"terms": {"field": "number", "missing": {1}}}},
+            {"a": {"terms": {"field": "number", "missing": object()}}},
         )
     ),
 ]
@@ -135,7 +144,7 @@ def test_pages_of_vectors_and_foreign_cursors_are_refused(nowhere: Any):
         nowhere.searcher.search(None, knn=Knn("embedding", VECTOR), paged=True)
     with pytest.raises(InvalidOption, match="same Searcher"):
         nowhere.searcher.next_page(None, "a cursor")
-    for options in ({"buckets": 0}, {"values": []}, {"values": "en"}, {"values": [{"x": 1}]}, {"k": 0}):
+    for options in ({"buckets": 0}, {"values": []}, {"values": "en"}, {"values": 5}, {"values": [{"x": 1}]}, {"k": 0}):
         with pytest.raises((InvalidOption, InvalidFilter)):
             nowhere.searcher.nearest_by(None, Knn("embedding", VECTOR), "lang", **options)
     for by in ("nothing", "body", "embedding", None):
@@ -208,6 +217,10 @@ async def test_a_client_is_for_one_kind_of_method(
         Searcher(async_client, world.index).search_ids(text="tea")
     with pytest.raises(InvalidOption, match="the client is not asynchronous"):
         await Searcher(client, world.index).asearch_ids(text="tea")
+    with pytest.raises(InvalidOption, match="this session is asynchronous"):
+        Searcher(client, world.index).search(AsyncSession(), text="tea")  # type: ignore[arg-type]
+    with pytest.raises(InvalidOption, match="this session is not asynchronous"), Session() as session:
+        await Searcher(async_client, world.index).asearch(session, text="tea")  # type: ignore[arg-type]
     with pytest.raises(InvalidOption, match="client is Elasticsearch or AsyncElasticsearch"):
         Searcher("http://localhost:9200", world.index)  # type: ignore[arg-type]
     with pytest.raises(IndexMissing):
