@@ -297,10 +297,10 @@ def planted_header(patch: Patch, operations: set[str]) -> None:
     """Have operations sent without a version."""
     header = actions._header
 
-    def planted(operation: str, document_id: str, version: int) -> bytes:
+    def planted(operation: str, document_id: str, version: int, routing: str | None = None) -> bytes:
         if operation in operations:
             return json.dumps({operation: {"_id": document_id}}).encode()
-        return header(operation, document_id, version)
+        return header(operation, document_id, version, routing)
 
     patch.setattr(actions, "_header", planted)
     # Nor is one looked for in the answer.
