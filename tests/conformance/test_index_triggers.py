@@ -521,6 +521,14 @@ def test_a_unique_index_on_an_expression_is_refused(backend, engine, index, is_k
 
 @VEC0
 @EACH_INDEX
+def test_a_unique_index_of_another_database_alone_is_none(backend, engine, index):
+    table = make_replaced(index())
+    Index("uq_mail", func.lower(table.c.mail), unique=True).ddl_if(dialect="postgresql")
+    backend.run_connection(engine, table.create)
+
+
+@VEC0
+@EACH_INDEX
 @pytest.mark.parametrize("is_known", [True, False], ids=["declared", "in the database"])
 def test_a_text_key_with_a_collation_is_refused(backend, engine, index, is_known):
     collated = String(9, collation="NOCASE")
