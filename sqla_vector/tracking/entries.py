@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy import Connection, Table, delete, exists, func, select
 
@@ -38,14 +38,14 @@ def forget_dead(connection: Connection, outbox: Table, target: Target, keys: Ite
     """Delete the dead entries of rows that are current now."""
     c = outbox.c
     dead = (c.channel == target.channel, c.state == DEAD, c.entity == target.entity)
-    names = [target.encode(key) for key in keys]
-    if names and connection.scalar(select(exists().where(*dead))):
+    if keys and connection.scalar(select(exists().where(*dead))):
+        names = [target.encode(key) for key in keys]
         for start in range(0, len(names), _PART):
             connection.execute(delete(outbox).where(*dead, c.row_key.in_(names[start : start + _PART])))
 
 
 def dead_entries(
-    connection: Connection, outbox: Table, target: Target, keys: Iterable[Key]
+    connection: Connection, outbox: Table, target: Target, keys: Collection[Key]
 ) -> dict[str, list[tuple[int, float]]]:
     """Return the dead entries of rows, and when they died, by what the outbox calls the rows."""
     c = outbox.c
