@@ -55,9 +55,10 @@ def from_lists(scope: StatementScope, index: Vec0Index, distance: str, oversampl
     query = scope.process(scope.criterion.distance.operands[1])
     probed = f"SELECT value FROM json_each({statements.probed(query, probes)})"
     inside = as_metadata(scope, index) if scope.filtered else []
+    is_deep = inside is None or index.precision != "full"
+    if is_deep and scope.criterion.many and index.has_text_key and _is_shallow(scope):
+        return exact_keys(scope, distance)
     if inside is None:
-        if scope.criterion.many and index.has_text_key and _is_shallow(scope):
-            return exact_keys(scope, distance)
         return _through_where(scope, index, prefix, distance, statements.rows_of_lists(probed))
     # vec0 refuses NULL: any vector does, since the distance of the statement is NULL then and no row qualifies.
     stored = index.quantized(f"coalesce({query}, zeroblob({index.stored_bytes}))")
