@@ -321,13 +321,16 @@ class Listener:
         former: dict[Dependant, set[Key]] = {}
         made: dict[Derived, dict[State, bool]] = {}
         plan_of = self._plans.of
+        # Ours is one of them.
+        is_followed = len(session.dispatch.before_flush) > 1
         for state, (is_deleted, list_only) in context.states.items():
             if list_only:
                 continue
-            plan = plan_of(state.mapper)
+            mapper = state.mapper
+            plan = plan_of(mapper)
             if plan is None:
                 continue
-            if not is_deleted:
+            if not is_deleted and (is_followed or mapper.dispatch.before_insert or mapper.dispatch.before_update):
                 self._look_for_hooks(flush, plan, state)
             if not plan.is_looked_at_again:
                 continue
