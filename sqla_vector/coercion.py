@@ -182,6 +182,16 @@ def as_float_array(value: Any, dtype: np.dtype[Any], column: object) -> NDArray[
     return result
 
 
+def as_float(value: object) -> float | None:
+    """Return a number as a float; None if it is none, NaN or larger than any float."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
 def is_finite(values: NDArray[Any]) -> bool:
     # A search through the bytes of the mask takes a third of the time of mask.all() on a short array.
     mask: bytes = np.isfinite(values).tobytes()

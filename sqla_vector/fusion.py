@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from sqla_vector.coercion import as_float
 from sqla_vector.exc import InvalidOption, shown
 
 __all__ = ["RRF", "Fused", "Fusion", "Kind", "Normalize", "Part", "Weighted", "check_weight", "rrf", "weighted"]
@@ -182,12 +183,12 @@ def _total(terms: list[float]) -> float:
 
 def check_weight(weight: object) -> float:
     """Return what a list counts, if it can be that."""
-    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-    if not is_number or not LEAST_WEIGHT <= weight <= MOST_WEIGHT:  # type: ignore[operator]
+    found = as_float(weight)
+    if found is None or not LEAST_WEIGHT <= found <= MOST_WEIGHT:
         raise InvalidOption(
             f"the weight of a list must be a positive number, 0.000001 to 1,000,000, got {shown(weight)}"
         )
-    return float(weight)  # type: ignore[arg-type]
+    return found
 
 
 def _ranked(part: Part) -> Part:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
+from sqla_vector.coercion import as_float
 from sqla_vector.elasticsearch.dsl import MATCH_NONE, Query
 from sqla_vector.elasticsearch.specs import DenseVectorSpec
 from sqla_vector.exc import InvalidOption, InvalidText, shown
@@ -352,18 +353,8 @@ def _max_distance(knn: Knn, spec: DenseVectorSpec) -> float | None:
     if knn.max_distance is not None and knn.min_similarity is not None:
         raise InvalidOption("give max_distance or min_similarity, not both")
     for name, value in (("max_distance", knn.max_distance), ("min_similarity", knn.min_similarity)):
-        if value is not None and _as_float(value) is None:
+        if value is not None and as_float(value) is None:
             raise InvalidOption(f"{name} must be a number, got {shown(value)}")
     if knn.min_similarity is not None:
         return METRICS[spec.metric].distance(float(knn.min_similarity), spec.dim)
     return None if knn.max_distance is None else float(knn.max_distance)
-
-
-def _as_float(value: object) -> float | None:
-    """Return a number as a float; None if it is none, NaN or larger than any float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None

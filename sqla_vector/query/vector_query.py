@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from sqla_vector.coercion import as_array
+from sqla_vector.coercion import as_array, as_float
 from sqla_vector.exc import InvalidQuery, InvalidVector, VectorError, shown
 from sqla_vector.fusion import LEAST_WEIGHT, MOST_WEIGHT, RRF, Fusion, Weighted
 from sqla_vector.query.filters import Filter, both, checked_size, filter_from_json, filter_of
@@ -386,11 +386,8 @@ def _check_whole(value: object, what: str, low: int, high: int) -> None:
 
 
 def _number(value: object, what: str) -> float:
-    try:
-        found = math.nan if isinstance(value, bool) or not isinstance(value, (int, float)) else float(value)
-    except OverflowError:
-        found = math.inf
-    if not math.isfinite(found):
+    found = as_float(value)
+    if found is None or math.isinf(found):
         raise InvalidQuery(f"{what} is a finite number, got {shown(value)}")
     return found
 

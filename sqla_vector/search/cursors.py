@@ -10,7 +10,6 @@ import base64
 import binascii
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import Decimal, InvalidOperation
@@ -21,6 +20,7 @@ from uuid import UUID
 from sqlalchemy import Integer
 from sqlalchemy.sql.elements import ColumnElement
 
+from sqla_vector.coercion import as_float
 from sqla_vector.exc import InvalidOption, shown
 from sqla_vector.schema import bits_of
 
@@ -88,8 +88,9 @@ def check_place(number: Any, keys: Sequence[Any], columns: Sequence[ColumnElemen
     Raises:
         InvalidOption: they cannot.
     """
-    place = _place(number)
-    if math.isnan(place):
+    # A distance may be infinite, of vectors that are far apart.
+    place = as_float(number)
+    if place is None:
         raise InvalidOption(f"a cursor begins with a number, the distance or score of a row, got {shown(number)}")
     if len(keys) != len(columns):
         raise InvalidOption(f"a cursor has {len(columns)} parts of a primary key here, got {len(keys)}")
@@ -103,14 +104,6 @@ def check_place(number: Any, keys: Sequence[Any], columns: Sequence[ColumnElemen
         if not _can_be_compared(key, column.type):
             raise InvalidOption(f"the cursor's part for {column} is outside of what a database can compare")
     return place, list(keys)
-
-
-def _place(number: Any) -> float:
-    """Return the number of a place, NaN if it is none; a distance may be infinite, of vectors that are far apart."""
-    try:
-        return math.nan if isinstance(number, bool) or not isinstance(number, (int, float)) else float(number)
-    except OverflowError:
-        return math.nan
 
 
 def _can_be_compared(key: Any, type_: Any) -> bool:
